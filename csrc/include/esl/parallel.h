@@ -1,0 +1,29 @@
+// Loops over OpenMP threads; serial where the compiler has no OpenMP. For kernels only: see isa.h for ESL_ISA.
+//
+// Everything here, as in every header that kernels share, lives in namespace esl::ESL_ISA and uses no std:: template. An
+// inline function with one name for all instruction sets would be merged by the linker, and portable code could then run
+// the AVX-512 copy.
+#pragma once
+
+#include <cstdint>
+
+namespace esl::ESL_ISA {
+
+// f(i) for each i in [begin, end), in `threads` contiguous shares: thread k gets the same i in each call.
+// No more threads than there is work: with one, OpenMP starts no team (and so is safe in a forked process).
+template <class F>
+void parallel_for(int64_t begin, int64_t end, int threads, F f) {
+  if (end - begin < threads) threads = static_cast<int>(end - begin);
+#pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1)
+  for (int64_t i = begin; i < end; ++i) f(i);
+}
+
+// The same for work of uneven size: a thread takes the next `chunk` of i when it is free.
+template <class F>
+void parallel_for_dynamic(int64_t begin, int64_t end, int threads, int64_t chunk, F f) {
+  if (end - begin < threads) threads = static_cast<int>(end - begin);
+#pragma omp parallel for schedule(dynamic, chunk) num_threads(threads) if (threads > 1)
+  for (int64_t i = begin; i < end; ++i) f(i);
+}
+
+}  // namespace esl::ESL_ISA

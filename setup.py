@@ -1,0 +1,59 @@
+"""The bridge from pip to CMake. What is built stands in CMakeLists.txt, the metadata in pyproject.toml."""
+
+import importlib
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+
+ROOT = Path(__file__).parent.resolve()
+MODES = ("auto", "cpu", "cuda", "none")
+
+mode = os.environ.get("ESL_SPARSE_BUILD", "auto")
+if mode not in MODES:
+    sys.exit(f"error: ESL_SPARSE_BUILD={mode!r}: expected one of {', '.join(MODES)}")
+
+
+def tool(name: str, folder: str) -> str:
+    """The program `name` of the PyPI package `name`; where a system provides the program instead, that on PATH."""
+    try:
+        return str(Path(getattr(importlib.import_module(name), folder)) / name)
+    except ImportError:
+        return name
+
+
+class CMakeBuild(build_ext):
+    def build_extension(self, ext: Extension) -> None:
+        import pybind11
+
+        target = Path(self.get_ext_fullpath(ext.name)).resolve()
+        # Not build_temp, which is new for every editable install: this folder makes the next build an incremental one.
+        build = ROOT / "build" / f"cmake-{sys.implementation.cache_tag}"
+        cmake = tool("cmake", "CMAKE_BIN_DIR")
+        jobs = os.environ.get("MAX_JOBS", "")
+        # The tools are named each time since pip's isolated build has them in a new place each time.
+        configure = [
+            *(cmake, "-S", str(ROOT), "-B", str(build), "-G", "Ninja"),
+            f"-DCMAKE_MAKE_PROGRAM={tool('ninja', 'BIN_DIR')}",
+            f"-DPython_EXECUTABLE={sys.executable}",
+            f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
+            f"-DESL_BUILD={mode}",
+            f"-DESL_CUDA_ARCHS={os.environ.get('ESL_SPARSE_CUDA_ARCHS', '80;90')}",
+        ]
+        try:
+            subprocess.run(configure, check=True)
+            subprocess.run([cmake, "--build", str(build), "--target", "_C", "--parallel", *([jobs] if jobs else [])], check=True)
+        except (OSError, subprocess.CalledProcessError) as e:
+            sys.exit(f"error: {e}\nThe native build failed; its output is above. "
+                     "ESL_SPARSE_BUILD=none installs the package without it (pure Python, slower).")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        self.copy_file(str(build / target.name), str(target))
+
+
+setup(
+    ext_modules=[] if mode == "none" else [Extension("esl_sparse._C", sources=[])],
+    cmdclass={"build_ext": CMakeBuild},
+)
