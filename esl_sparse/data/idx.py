@@ -1,0 +1,70 @@
+"""The idx file format of MNIST, plain or gzipped: two zero bytes, element type, rank, big-endian sizes, elements."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import math
+import struct
+import zlib
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from .errors import DataError
+
+_UINT8 = 0x08
+
+
+def read_idx(path: Path, sha256: str | None = None) -> Tensor:
+    """Read one idx file of unsigned bytes as a uint8 tensor.
+
+    `sha256` is the digest of the unpacked content, so that it holds for every way of packing the file.
+    """
+    return parse_idx(unpack(path.read_bytes(), path), path, sha256)
+
+
+def unpack(raw: bytes, path: Path) -> bytes:
+    """Undo gzip when the file's name says that it is gzipped."""
+    if path.suffix != ".gz":
+        return raw
+    if raw[:2] != b"\x1f\x8b":
+        raise DataError(f"{path} is not a gzip file: expected the first bytes 1f 8b, found {_hex(raw[:2])}.")
+    try:
+        return gzip.decompress(raw)
+    except EOFError:
+        raise DataError(
+            f"{path} is truncated: its gzip stream breaks off after {len(raw):,} bytes."
+        ) from None
+    except (OSError, zlib.error) as error:
+        raise DataError(f"{path} is corrupt: its gzip stream cannot be unpacked ({error}).") from None
+
+
+def parse_idx(content: bytes, path: Path, sha256: str | None = None) -> Tensor:
+    if len(content) < 4 or content[:3] != bytes([0, 0, _UINT8]) or content[3] == 0:
+        raise DataError(
+            f"{path} is not an idx file of bytes: expected the first bytes 00 00 08 and a rank, "
+            f"found {_hex(content[:4])}."
+        )
+    rank = content[3]
+    offset = 4 + 4 * rank
+    if len(content) < offset:
+        raise DataError(
+            f"{path} is truncated: expected a header of {offset} bytes, found {len(content)} bytes."
+        )
+    shape = struct.unpack(f">{rank}I", content[4:offset])
+    if len(content) - offset != math.prod(shape):
+        raise DataError(
+            f"{path} has the wrong size: its header promises {' x '.join(map(str, shape))} = {math.prod(shape):,} "
+            f"bytes, found {len(content) - offset:,} bytes."
+        )
+    found = hashlib.sha256(content).hexdigest()
+    if sha256 is not None and found != sha256:
+        raise DataError(f"{path} is not the published file: expected sha256 {sha256}, found {found}.")
+    # frombuffer over a bytearray: the tensor owns writable memory and nothing is copied twice
+    return torch.frombuffer(bytearray(content), dtype=torch.uint8)[offset:].view(shape)
+
+
+def _hex(raw: bytes) -> str:
+    return raw.hex(" ") or "nothing"

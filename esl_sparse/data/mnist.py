@@ -1,0 +1,78 @@
+"""MNIST and Fashion-MNIST: four idx files each, as published, found on this machine or downloaded."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from .dataset import Dataset, Split
+from .download import download
+from .errors import DataNotFoundError
+from .idx import read_idx
+from .search import cache_dir, find, locate, search_path
+
+
+@dataclass(frozen=True)
+class IdxFiles:
+    """The published files of one data set: digest of the unpacked content by name, and where to fetch them."""
+
+    name: str
+    torchvision_name: str
+    mirrors: tuple[str, ...]
+    sha256: Mapping[str, str]  # train images, train labels, test images, test labels
+    classes: int = 10
+
+
+MNIST = IdxFiles(
+    name="mnist",
+    torchvision_name="MNIST",
+    mirrors=(
+        "https://ossci-datasets.s3.amazonaws.com/mnist/",
+        "https://storage.googleapis.com/cvdf-datasets/mnist/",
+    ),
+    sha256={
+        "train-images-idx3-ubyte": "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
+        "train-labels-idx1-ubyte": "65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5",
+        "t10k-images-idx3-ubyte": "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7",
+        "t10k-labels-idx1-ubyte": "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2",
+    },
+)
+FASHION_MNIST = IdxFiles(
+    name="fashion-mnist",
+    torchvision_name="FashionMNIST",
+    mirrors=(
+        "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",
+        "https://github.com/zalandoresearch/fashion-mnist/raw/master/data/fashion/",
+    ),
+    sha256={
+        "train-images-idx3-ubyte": "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888",
+        "train-labels-idx1-ubyte": "bad3541b69d912435c50bb6ba87bec294ff4f6a2e1246121d8633921760443d9",
+        "t10k-images-idx3-ubyte": "5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b",
+        "t10k-labels-idx1-ubyte": "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34",
+    },
+)
+
+
+def load_idx_dataset(files: IdxFiles, data_dir: Path | None = None) -> Dataset:
+    folders = search_path(files.name, files.torchvision_name, data_dir)
+    folder = find(files.sha256, folders)
+    if folder is None:
+        searched = ", ".join(map(str, folders))
+        if data_dir is not None:
+            raise DataNotFoundError(f"{files.name} was not found; searched: {searched}.")
+        folder = cache_dir() / files.name
+        try:
+            download(files.sha256, files.mirrors, folder)
+        except DataNotFoundError as error:
+            raise DataNotFoundError(f"{files.name} was not found; searched: {searched}; {error}.") from None
+    train_images, train_labels, test_images, test_labels = (
+        read_idx(locate(folder, name), digest) for name, digest in files.sha256.items()
+    )
+    return Dataset(
+        name=files.name,
+        source=str(folder.resolve()),
+        train=Split(train_images, train_labels.long(), peak=255),
+        test=Split(test_images, test_labels.long(), peak=255),
+        classes=files.classes,
+    )

@@ -1,0 +1,58 @@
+import gzip
+import hashlib
+
+import pytest
+import torch
+
+from esl_sparse.data import DataError
+from esl_sparse.data.idx import read_idx
+
+from .idx_files import idx_bytes
+
+IMAGES = torch.arange(2 * 3 * 4, dtype=torch.uint8).view(2, 3, 4)
+
+
+@pytest.mark.parametrize("name", ["images", "images.gz"])
+def test_reads_plain_and_gzipped(tmp_path, name):
+    content = idx_bytes(IMAGES)
+    path = tmp_path / name
+    path.write_bytes(gzip.compress(content) if path.suffix else content)
+    assert torch.equal(read_idx(path, hashlib.sha256(content).hexdigest()), IMAGES)
+
+
+@pytest.mark.parametrize(
+    ("name", "damage", "says"),
+    [
+        ("f", lambda good: good[:-1], "header promises 2 x 3 x 4 = 24 bytes, found 23 bytes"),
+        ("f", lambda good: good + b"\0", "header promises 2 x 3 x 4 = 24 bytes, found 25 bytes"),
+        ("f", lambda good: good[:9], "expected a header of 16 bytes, found 9 bytes"),
+        (
+            "f",
+            lambda good: good[:2] + b"\x0d" + good[3:],
+            "expected the first bytes 00 00 08 and a rank, found 00 00 0d",
+        ),
+        ("f", lambda good: b"", "found nothing"),
+        ("f.gz", lambda good: good, "not a gzip file: expected the first bytes 1f 8b, found 00 00"),
+        ("f.gz", lambda good: gzip.compress(good)[:-9], "is truncated: its gzip stream breaks off"),
+        (
+            "f.gz",
+            lambda good: gzip.compress(good)[:-8] + bytes(8),
+            "is corrupt: its gzip stream cannot be unpacked",
+        ),
+    ],
+)
+def test_bad_file_is_named_with_expected_and_found(tmp_path, name, damage, says):
+    path = tmp_path / name
+    path.write_bytes(damage(idx_bytes(IMAGES)))
+    with pytest.raises(DataError) as error:
+        read_idx(path)
+    assert str(path) in str(error.value)
+    assert says in str(error.value)
+
+
+def test_one_flipped_bit_fails_the_checksum(tmp_path):
+    content = idx_bytes(IMAGES)
+    path = tmp_path / "f"
+    path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    with pytest.raises(DataError, match="expected sha256 .* found"):
+        read_idx(path, hashlib.sha256(content).hexdigest())

@@ -1,0 +1,114 @@
+import gzip
+import io
+from urllib.error import URLError
+
+import pytest
+
+from esl_sparse.data import DataError, DataNotFoundError, download, load
+from esl_sparse.data.mnist import load_idx_dataset
+
+from .idx_files import CONTENT, TINY, write_tiny
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch):
+    """A machine with nothing on it and no network; the working folder is `<tmp>/home/work`."""
+    work = tmp_path / "home/work"
+    work.mkdir(parents=True)
+    monkeypatch.chdir(work)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.delenv("ESL_SPARSE_DATA", raising=False)
+    monkeypatch.setattr(download, "urlopen", _offline)
+    return tmp_path
+
+
+def _offline(url, timeout):
+    raise URLError("no network")
+
+
+def _source(**kwargs):
+    return load_idx_dataset(TINY, **kwargs).source
+
+
+def test_order_of_search(home, monkeypatch):
+    places = [
+        home / "cache/esl_sparse/tiny",
+        home / "home/shared/data/TINY/raw",
+        home / "home/work/data/tiny",
+        home / "named/tiny",
+    ]
+    monkeypatch.setenv("ESL_SPARSE_DATA", str(home / "named"))
+    for place in places:  # from last to first in the order of search
+        write_tiny(place)
+        assert _source() == str(place)
+
+
+@pytest.mark.parametrize("below", ["", "tiny", "TINY/raw"])
+@pytest.mark.parametrize("packed", [True, False])
+def test_data_dir(home, below, packed):
+    folder = write_tiny(home / "given" / below, packed)
+    dataset = load_idx_dataset(TINY, home / "given")
+    assert dataset.source == str(folder)
+    assert (len(dataset.train), len(dataset.test), dataset.features) == (20, 10, 16)
+    images, labels = dataset.train[:3]
+    assert images.shape == (3, 16)
+    assert images.unique().tolist() == [1.0]
+    assert labels.tolist() == [0, 1, 2]
+
+
+def test_a_given_data_dir_is_the_only_place(home):
+    write_tiny(home / "cache/esl_sparse/tiny")
+    with pytest.raises(DataNotFoundError, match="tiny was not found; searched: .*empty"):
+        load_idx_dataset(TINY, home / "empty")
+
+
+def test_a_bad_file_stops_the_search(home):
+    write_tiny(home / "cache/esl_sparse/tiny")
+    first = write_tiny(home / "home/work/data/tiny")
+    (first / "t10k-labels-idx1-ubyte.gz").write_bytes(b"<html>")
+    with pytest.raises(
+        DataError, match=r"t10k-labels-idx1-ubyte.gz is not a gzip file: expected .* found 3c 68"
+    ):
+        _source()
+    (first / "t10k-labels-idx1-ubyte.gz").unlink()
+    with pytest.raises(DataError, match="lacks a file .* expected t10k-labels-idx1-ubyte .* found neither"):
+        _source()
+
+
+def test_nothing_found_says_where_and_why(home):
+    with pytest.raises(
+        DataNotFoundError, match=r"searched: .*cache.*first\.invalid.*no network.*second\.invalid"
+    ):
+        _source()
+
+
+def test_download_checks_content_and_falls_over_to_the_next_mirror(home, monkeypatch):
+    def serve(url, timeout):
+        good = gzip.compress(CONTENT[url.rsplit("/", 1)[1].removesuffix(".gz")])
+        return io.BytesIO(b"captive portal" if "first" in url else good)
+
+    monkeypatch.setattr(download, "urlopen", serve)
+    assert _source() == str(home / "cache/esl_sparse/tiny")
+    monkeypatch.setattr(download, "urlopen", _offline)
+    assert _source() == str(home / "cache/esl_sparse/tiny")
+    assert len(list((home / "cache/esl_sparse/tiny").iterdir())) == len(CONTENT)
+
+
+def test_digits_and_unknown_names():
+    digits = load("digits")
+    assert (len(digits.train), len(digits.test), digits.features) == (1437, 360, 64)
+    assert digits.train[:100][0].max() == 1.0
+    with pytest.raises(DataError, match="expected one of mnist, fashion-mnist, digits"):
+        load("imagenet")
+
+
+def test_validation_split_is_seeded_and_disjoint():
+    dataset = load("digits")
+    train, val = dataset.split_validation(0.1, seed=3)
+    again, _ = dataset.split_validation(0.1, seed=3)
+    other, _ = dataset.split_validation(0.1, seed=4)
+    assert (len(train), len(val)) == (1293, 144)
+    assert train.labels.equal(again.labels)
+    assert not train.labels.equal(other.labels)
+    both = sorted(map(tuple, [*train.images.flatten(1).tolist(), *val.images.flatten(1).tolist()]))
+    assert both == sorted(map(tuple, dataset.train.images.flatten(1).tolist()))
