@@ -23,8 +23,9 @@ DATASETS: dict[str, Callable[[Path | None], Dataset]] = {
 def load(name: str, data_dir: str | os.PathLike[str] | None = None) -> Dataset:
     """Load a data set into memory.
 
-    With `data_dir` it is looked for there and nowhere else. Without, in `$ESL_SPARSE_DATA`, `data` and `../shared/data`,
-    `/usr/share/datasets` and the user's cache; what none of them has is downloaded into the cache.
+    With `data_dir` it is looked for there and nowhere else. Without, in `$ESL_SPARSE_DATA`, `data`,
+    `../shared/data`, `/usr/share/datasets` and the user's cache; what none of them has is downloaded
+    into the cache.
     """
     if name not in DATASETS:
         raise DataError(f"Unknown data set {name!r}: expected one of {', '.join(DATASETS)}.")

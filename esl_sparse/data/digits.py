@@ -16,9 +16,7 @@ def load_digits() -> Dataset:
         import sklearn
         from sklearn import datasets
     except ModuleNotFoundError:
-        raise DataError(
-            'The data set digits lies inside scikit-learn: pip install "esl_sparse[train]".'
-        ) from None
+        raise DataError('The digits lie inside scikit-learn: pip install "esl_sparse[train]".') from None
     bunch = datasets.load_digits()
     images = torch.from_numpy(bunch.images).to(torch.uint8)
     labels = torch.from_numpy(bunch.target).long()

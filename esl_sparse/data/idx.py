@@ -1,4 +1,4 @@
-"""The idx file format of MNIST, plain or gzipped: two zero bytes, element type, rank, big-endian sizes, elements."""
+"""The idx format of MNIST, plain or gzipped: two zero bytes, type, rank, big-endian sizes, elements."""
 
 from __future__ import annotations
 
@@ -34,9 +34,7 @@ def unpack(raw: bytes, path: Path) -> bytes:
     try:
         return gzip.decompress(raw)
     except EOFError:
-        raise DataError(
-            f"{path} is truncated: its gzip stream breaks off after {len(raw):,} bytes."
-        ) from None
+        raise DataError(f"{path} is truncated: the gzip stream ends after {len(raw):,} bytes.") from None
     except (OSError, zlib.error) as error:
         raise DataError(f"{path} is corrupt: its gzip stream cannot be unpacked ({error}).") from None
 
@@ -50,14 +48,12 @@ def parse_idx(content: bytes, path: Path, sha256: str | None = None) -> Tensor:
     rank = content[3]
     offset = 4 + 4 * rank
     if len(content) < offset:
-        raise DataError(
-            f"{path} is truncated: expected a header of {offset} bytes, found {len(content)} bytes."
-        )
+        raise DataError(f"{path} is truncated: expected {offset} bytes of header, found {len(content)}.")
     shape = struct.unpack(f">{rank}I", content[4:offset])
     if len(content) - offset != math.prod(shape):
         raise DataError(
-            f"{path} has the wrong size: its header promises {' x '.join(map(str, shape))} = {math.prod(shape):,} "
-            f"bytes, found {len(content) - offset:,} bytes."
+            f"{path} has the wrong size: expected {' x '.join(map(str, shape))} = {math.prod(shape):,} bytes "
+            f"as its header says, found {len(content) - offset:,}."
         )
     found = hashlib.sha256(content).hexdigest()
     if sha256 is not None and found != sha256:

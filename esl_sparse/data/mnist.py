@@ -15,7 +15,7 @@ from .search import cache_dir, find, locate, search_path
 
 @dataclass(frozen=True)
 class IdxFiles:
-    """The published files of one data set: digest of the unpacked content by name, and where to fetch them."""
+    """The published files of one data set: the unpacked content's digest by name, and where to fetch them."""
 
     name: str
     torchvision_name: str
