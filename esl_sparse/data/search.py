@@ -1,4 +1,4 @@
-"""Where data sets are looked for. The first folder that holds any of the files decides: nothing bad is skipped."""
+"""Where data sets are looked for. The first folder with any of the files decides: nothing bad is skipped."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 from .errors import DataError
 
 _CHECKOUT = Path(__file__).resolve().parents[2]
+_ROOTS = (Path("data"), Path("../shared/data"), _CHECKOUT.parent / "shared/data", Path("/usr/share/datasets"))
 
 
 def cache_dir() -> Path:
@@ -25,12 +26,7 @@ def search_path(name: str, torchvision_name: str, data_dir: Path | None = None) 
         return [data_dir, *inside(data_dir)]
     named = os.environ.get("ESL_SPARSE_DATA")
     folders = [Path(named), *inside(Path(named))] if named else []
-    for root in (
-        Path("data"),
-        Path("../shared/data"),
-        _CHECKOUT.parent / "shared/data",
-        Path("/usr/share/datasets"),
-    ):
+    for root in _ROOTS:
         folders += inside(root)
     return [*folders, cache_dir() / name]
 
@@ -44,9 +40,7 @@ def locate(folder: Path, name: str) -> Path:
     """The file itself, plain before gzipped."""
     found = _present(folder, name)
     if found is None:
-        raise DataError(
-            f"{folder} lacks a file of the data set: expected {name} or {name}.gz, found neither."
-        )
+        raise DataError(f"{folder} is incomplete: expected {name} or {name}.gz, found neither.")
     return found
 
 

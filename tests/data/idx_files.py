@@ -31,7 +31,8 @@ TINY = IdxFiles(
 def write_tiny(folder, packed=True):
     folder.mkdir(parents=True)
     for name, content in CONTENT.items():
-        (folder / (f"{name}.gz" if packed else name)).write_bytes(
-            gzip.compress(content) if packed else content
-        )
+        if packed:
+            (folder / f"{name}.gz").write_bytes(gzip.compress(content))
+        else:
+            (folder / name).write_bytes(content)
     return folder

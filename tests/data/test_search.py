@@ -58,7 +58,7 @@ def test_data_dir(home, below, packed):
 
 def test_a_given_data_dir_is_the_only_place(home):
     write_tiny(home / "cache/esl_sparse/tiny")
-    with pytest.raises(DataNotFoundError, match="tiny was not found; searched: .*empty"):
+    with pytest.raises(DataNotFoundError, match=r"tiny was not found; searched: .*empty"):
         load_idx_dataset(TINY, home / "empty")
 
 
@@ -66,19 +66,15 @@ def test_a_bad_file_stops_the_search(home):
     write_tiny(home / "cache/esl_sparse/tiny")
     first = write_tiny(home / "home/work/data/tiny")
     (first / "t10k-labels-idx1-ubyte.gz").write_bytes(b"<html>")
-    with pytest.raises(
-        DataError, match=r"t10k-labels-idx1-ubyte.gz is not a gzip file: expected .* found 3c 68"
-    ):
+    with pytest.raises(DataError, match=r"t10k-labels.* is not a gzip file: expected .* found 3c 68"):
         _source()
     (first / "t10k-labels-idx1-ubyte.gz").unlink()
-    with pytest.raises(DataError, match="lacks a file .* expected t10k-labels-idx1-ubyte .* found neither"):
+    with pytest.raises(DataError, match=r"is incomplete: expected t10k-labels-idx1-ubyte .* found neither"):
         _source()
 
 
 def test_nothing_found_says_where_and_why(home):
-    with pytest.raises(
-        DataNotFoundError, match=r"searched: .*cache.*first\.invalid.*no network.*second\.invalid"
-    ):
+    with pytest.raises(DataNotFoundError, match=r"searched: .*cache.*first.*no network.*second"):
         _source()
 
 
