@@ -18,7 +18,7 @@ if mode not in MODES:
 
 
 def tool(name: str, folder: str) -> str:
-    """The program `name` of the PyPI package `name`; where a system provides the program instead, that on PATH."""
+    """The program `name` from the PyPI package `name`, or the system's own on PATH."""
     try:
         return str(Path(getattr(importlib.import_module(name), folder)) / name)
     except ImportError:
@@ -30,11 +30,10 @@ class CMakeBuild(build_ext):
         import pybind11
 
         target = Path(self.get_ext_fullpath(ext.name)).resolve()
-        # Not build_temp, which is new for every editable install: this folder makes the next build an incremental one.
+        # Not build_temp, which is new for each editable install: this folder makes the next build incremental.
         build = ROOT / "build" / f"cmake-{sys.implementation.cache_tag}"
         cmake = tool("cmake", "CMAKE_BIN_DIR")
-        jobs = os.environ.get("MAX_JOBS", "")
-        # The tools are named each time since pip's isolated build has them in a new place each time.
+        # pip's isolated build has the tools in a new place each time, so they are named each time.
         configure = [
             *(cmake, "-S", str(ROOT), "-B", str(build), "-G", "Ninja"),
             f"-DCMAKE_MAKE_PROGRAM={tool('ninja', 'BIN_DIR')}",
@@ -43,12 +42,17 @@ class CMakeBuild(build_ext):
             f"-DESL_BUILD={mode}",
             f"-DESL_CUDA_ARCHS={os.environ.get('ESL_SPARSE_CUDA_ARCHS', '80;90')}",
         ]
+        compile = [cmake, "--build", str(build), "--target", "_C"]
+        if jobs := os.environ.get("MAX_JOBS"):
+            compile += ["--parallel", jobs]
         try:
             subprocess.run(configure, check=True)
-            subprocess.run([cmake, "--build", str(build), "--target", "_C", "--parallel", *([jobs] if jobs else [])], check=True)
+            subprocess.run(compile, check=True)
         except (OSError, subprocess.CalledProcessError) as e:
-            sys.exit(f"error: {e}\nThe native build failed; its output is above. "
-                     "ESL_SPARSE_BUILD=none installs the package without it (pure Python, slower).")
+            sys.exit(
+                f"error: the native build failed ({type(e).__name__}); the cause stands above. "
+                "ESL_SPARSE_BUILD=none installs esl_sparse without it: pure Python, slower."
+            )
         target.parent.mkdir(parents=True, exist_ok=True)
         self.copy_file(str(build / target.name), str(target))
 

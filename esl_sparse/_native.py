@@ -1,0 +1,75 @@
+"""The native kernels, ``esl_sparse._C``, loaded at the first use: importing the package is cheap and safe."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import os
+from types import ModuleType
+from typing import Any
+
+_REMEDY = (
+    "Build them with `pip install -e .` in the source folder, or reinstall with `pip install --force-reinstall "
+    "--no-deps --no-cache-dir esl_sparse`: with a C++17 compiler, and ESL_SPARSE_BUILD unset."
+)
+
+
+@functools.cache
+def _load() -> ModuleType | str:
+    """The extension module, or why there is none."""
+    # torch before _C, so that both share torch's libgomp: two thread pools would fight for the cores.
+    import torch  # noqa: F401
+
+    try:
+        module = importlib.import_module("._C", __package__)
+    except ModuleNotFoundError:
+        return "esl_sparse was installed without its native kernels (ESL_SPARSE_BUILD=none, or never built)"
+    except ImportError as e:
+        return f"the native kernels of esl_sparse do not load: {e}"
+    if isa := os.environ.get("ESL_SPARSE_ISA"):
+        _set_isa(module, isa, f"ESL_SPARSE_ISA={isa!r}")
+    return module
+
+
+def _set_isa(module: ModuleType, name: str, what: str) -> None:
+    supported = module.supported_isas()
+    if name not in supported:
+        raise ValueError(f"{what}: this build on this machine supports {', '.join(supported)}")
+    module.set_isa(name)
+
+
+def available() -> bool:
+    return not isinstance(_load(), str)
+
+
+def reason() -> str:
+    """Why the kernels are not available, and what to do; empty if they are."""
+    loaded = _load()
+    return f"{loaded}. {_REMEDY}" if isinstance(loaded, str) else ""
+
+
+def lib() -> ModuleType:
+    """The module ``_C``; RuntimeError with reason and remedy where there is none."""
+    loaded = _load()
+    if isinstance(loaded, str):
+        raise RuntimeError(reason())
+    return loaded
+
+
+def build_info() -> dict[str, Any]:
+    """version, build, compiler, openmp, isas, cuda: as the extension was compiled."""
+    return lib().build_info()
+
+
+def supported_isas() -> list[str]:
+    """Instruction sets that are compiled in and run on this machine, best last."""
+    return lib().supported_isas()
+
+
+def get_isa() -> str:
+    return lib().get_isa()
+
+
+def set_isa(name: str) -> None:
+    """Make every later kernel call use instruction set `name`."""
+    _set_isa(lib(), name, f"instruction set {name!r}")
