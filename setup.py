@@ -30,7 +30,7 @@ class CMakeBuild(build_ext):
         import pybind11
 
         target = Path(self.get_ext_fullpath(ext.name)).resolve()
-        # Not build_temp, which is new for each editable install: this folder makes the next build incremental.
+        # Not build_temp: that is new for each editable install, and this folder makes builds incremental.
         build = ROOT / "build" / f"cmake-{sys.implementation.cache_tag}"
         cmake = tool("cmake", "CMAKE_BIN_DIR")
         # pip's isolated build has the tools in a new place each time, so they are named each time.

@@ -13,7 +13,7 @@ import torch
 from . import _native
 from ._version import __version__
 
-# The ops that each implementation offers. Best first: the automatic choice is the first that can serve the call.
+# The ops that each implementation offers, best first: the automatic choice is the first that can serve.
 BACKENDS: dict[str, tuple[str, ...]] = {
     "native": ("pack", "linear", "lif"),
     "triton": ("linear",),
@@ -84,7 +84,7 @@ def choose(
 ) -> str:
     """The backend that runs `op`. Only the automatic choice falls back; a request that cannot be met raises.
 
-    `request` overrides the process-wide one (``ESL_SPARSE_BACKEND``, `set_backend`). The latter leaves the choice
+    `request` overrides the process-wide one (``ESL_SPARSE_BACKEND``, `set_backend`), which leaves the choice
     automatic for ops that its backend does not offer at all.
     """
     if request is None:

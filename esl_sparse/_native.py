@@ -9,8 +9,8 @@ from types import ModuleType
 from typing import Any
 
 _REMEDY = (
-    "Build them with `pip install -e .` in the source folder, or reinstall with `pip install --force-reinstall "
-    "--no-deps --no-cache-dir esl_sparse`: with a C++17 compiler, and ESL_SPARSE_BUILD unset."
+    "Build them with `pip install -e .` in the source folder, or reinstall with `pip install "
+    "--force-reinstall --no-deps --no-cache-dir esl_sparse`, with a compiler and ESL_SPARSE_BUILD unset."
 )
 
 

@@ -36,8 +36,9 @@ bool isa_compiled(Isa isa) {
   }
 }
 
-// One term per -m flag in CMakeLists.txt. __builtin_cpu_supports also asks the operating system (xgetbv) whether it saves
-// the wide registers. f16c is not asked for: older Clang does not know the name, and every processor with AVX2 has it.
+// One term per -m flag in CMakeLists.txt. __builtin_cpu_supports also asks the operating system (xgetbv) whether it
+// saves the wide registers. f16c is not asked for: older Clang does not know the name, and every processor with AVX2
+// has it.
 bool isa_supported(Isa isa) {
 #if defined(__x86_64__)
   const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi") &&

@@ -18,7 +18,8 @@ void isa_set(Isa isa);        // throws std::invalid_argument unless it is both
 
 }  // namespace esl
 
-// ESL_DECLARE_CPU(void f(const Params& p)) inside namespace esl declares esl::portable::f, esl::avx2::f, esl::avx512::f.
+// ESL_DECLARE_CPU(void f(const Params& p)) inside namespace esl declares esl::portable::f, esl::avx2::f,
+// esl::avx512::f.
 #define ESL_DECLARE_CPU(...) \
   namespace portable {       \
   __VA_ARGS__;               \

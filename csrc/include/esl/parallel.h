@@ -1,8 +1,8 @@
 // Loops over OpenMP threads; serial where the compiler has no OpenMP. For kernels only: see isa.h for ESL_ISA.
 //
-// Everything here, as in every header that kernels share, lives in namespace esl::ESL_ISA and uses no std:: template. An
-// inline function with one name for all instruction sets would be merged by the linker, and portable code could then run
-// the AVX-512 copy.
+// Everything here, as in every header that kernels share, lives in namespace esl::ESL_ISA and uses no std:: template.
+// An inline function with one name for all instruction sets would be merged by the linker, and portable code could then
+// run the AVX-512 copy.
 #pragma once
 
 #include <cstdint>

@@ -1,0 +1,54 @@
+"""Builds the kernels and their C++ tests under address and undefined-behaviour sanitizers, and runs them."""
+
+import os
+import shutil
+import subprocess
+import sysconfig
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+ISAS = ("portable", "avx2", "avx512")
+TESTS = sorted(path.stem for path in Path(__file__).parent.glob("test_*.cpp"))
+PATH = sysconfig.get_path("scripts") + os.pathsep + os.environ["PATH"]
+
+
+def _tool(name: str) -> str:
+    return shutil.which(name, path=PATH) or pytest.skip(f"{name} is not installed")
+
+
+def _run(*command: str | Path) -> str:
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    assert done.returncode == 0, done.stdout
+    return done.stdout
+
+
+@pytest.fixture(scope="session")
+def build() -> Path:
+    """The build folder; kept between runs, so only the first one compiles everything."""
+    if not (ROOT / "CMakeLists.txt").exists():
+        pytest.skip("needs the source tree")
+    cmake, ninja = _tool("cmake"), _tool("ninja")
+    folder = ROOT / "build" / "cpp-tests"
+    _run(cmake, "-S", ROOT, "-B", folder, "-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={ninja}", "-DESL_BUILD=cpu",
+         "-DESL_BUILD_PYTHON=OFF", "-DESL_BUILD_CPP_TESTS=ON")  # fmt: skip
+    _run(cmake, "--build", folder)
+    return folder
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("test", TESTS)
+def test_sanitized(build: Path, test: str, isa: str) -> None:
+    done = subprocess.run([build / "tests" / "cpp" / test, isa], stderr=subprocess.PIPE, text=True)
+    if done.returncode == 77:
+        pytest.skip(done.stderr)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_kernels_share_no_code(build: Path, isa: str) -> None:
+    """The linker merges weak functions of one name: portable callers could be given the AVX-512 copy."""
+    for path in build.glob(f"CMakeFiles/esl_cpu_{isa}.dir/**/*.o"):
+        symbols = _run(_tool("nm"), "--demangle", "--defined-only", path).splitlines()
+        assert [s for s in symbols if " W " in s and f"esl::{isa}::" not in s] == []
