@@ -1,0 +1,1 @@
+"""Ops: each folder holds one op, as raw ops with an autograd Function (op), a definition (reference), kernels."""

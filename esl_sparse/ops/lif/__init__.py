@@ -1,0 +1,4 @@
+from .op import lif
+from .surrogate import SURROGATES
+
+__all__ = ["SURROGATES", "lif"]

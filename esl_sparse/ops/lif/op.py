@@ -1,0 +1,155 @@
+"""Op ``lif``: leaky integrate-and-fire neurons over T steps, with a surrogate gradient.
+
+Raw ops: ``lif`` and ``lif_backward``. Only the currents are kept for backward; potentials and spikes are recomputed
+from them, step for step as in forward.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from ..._backends import choose
+from .._library import NoDoubleBackward, define, differentiable_backward, empty, raw
+from . import native, reference
+from .surrogate import SURROGATES
+
+
+def _forward(x, v, tau, v_threshold, v_reset):
+    if choose("lif", x.device.type, x.dtype) == "native":
+        return native.forward(x, v, tau, v_threshold, v_reset)
+    return reference.forward(x, v, tau, v_threshold, v_reset)
+
+
+def _forward_fake(x, v, tau, v_threshold, v_reset):
+    return x.new_empty(x.shape), v.new_empty(v.shape)
+
+
+def _backward(grad_s, grad_v, x, v, tau, v_threshold, v_reset, surrogate, width, detach_reset, need_tau):
+    if choose("lif", x.device.type, x.dtype) == "native":
+        return native.backward(
+            grad_s, grad_v, x, v, tau, v_threshold, v_reset, surrogate, width, detach_reset, need_tau
+        )
+    derivative = partial(SURROGATES[surrogate], width=width)
+    grad_v = torch.zeros_like(v) if grad_v is None else grad_v
+    grad_x, grad_first, grad_tau = reference.backward(
+        grad_s, grad_v, x, v, tau, v_threshold, v_reset, derivative, detach_reset
+    )
+    return grad_x, grad_first, grad_tau if need_tau else empty(tau)
+
+
+def _backward_fake(grad_s, grad_v, x, v, tau, v_threshold, v_reset, surrogate, width, detach_reset, need_tau):
+    return x.new_empty(x.shape), v.new_empty(v.shape), tau.new_empty(() if need_tau else (0,))
+
+
+define(
+    "lif(Tensor x, Tensor v, Tensor tau, float v_threshold, float? v_reset) -> (Tensor, Tensor)",
+    _forward,
+    _forward_fake,
+)
+define(
+    "lif_backward(Tensor grad_s, Tensor? grad_v, Tensor x, Tensor v, Tensor tau, float v_threshold, float? v_reset,"
+    " str surrogate, float width, bool detach_reset, bool need_tau) -> (Tensor, Tensor, Tensor)",
+    _backward,
+    _backward_fake,
+)
+
+
+class _LIFBackward(NoDoubleBackward):
+    @staticmethod
+    def forward(*args):
+        return raw.lif_backward(*args)
+
+
+class _LIFBackwardCallable(NoDoubleBackward):
+    @staticmethod
+    def forward(grad_s, grad_v, x, v, tau, v_threshold, v_reset, surrogate, width, detach_reset, need_tau):
+        return reference.backward(grad_s, grad_v, x, v, tau, v_threshold, v_reset, surrogate, detach_reset)
+
+
+class _LIF(torch.autograd.Function):
+    @staticmethod
+    def forward(x, v, tau, v_threshold, v_reset, surrogate, width, detach_reset):
+        return raw.lif(x, v, tau, v_threshold, v_reset)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        x, v, tau, *ctx.options = inputs
+        ctx.save_for_backward(x, v, tau)
+        ctx.set_materialize_grads(False)
+
+    @staticmethod
+    def backward(ctx, grad_s, grad_v):
+        if grad_s is None and grad_v is None:
+            return (None,) * 8
+        x, v, tau = ctx.saved_tensors
+        v_threshold, v_reset, surrogate, width, detach_reset = ctx.options
+        need_tau = ctx.needs_input_grad[2]
+        if grad_s is None:
+            grad_s = torch.zeros(x.shape, dtype=x.dtype, device=x.device)
+        if isinstance(surrogate, str):
+            run = _LIFBackward.apply if differentiable_backward() else raw.lif_backward
+        else:
+            run = _LIFBackwardCallable.apply
+            grad_v = torch.zeros_like(v) if grad_v is None else grad_v
+        grad_x, grad_first, grad_tau = run(
+            grad_s, grad_v, x, v, tau, v_threshold, v_reset, surrogate, width, detach_reset, need_tau
+        )
+        need_v = ctx.needs_input_grad[1]
+        return grad_x, grad_first if need_v else None, grad_tau if need_tau else None, *((None,) * 5)
+
+
+def lif(
+    x: Tensor,
+    v: Tensor | None = None,
+    tau: float | Tensor = 0.5,
+    v_threshold: float = 1.0,
+    v_reset: float | None = 0.0,
+    surrogate: str | Callable[[Tensor], Tensor] = "triangle",
+    width: float = 1.0,
+    detach_reset: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """Leaky integrate and fire (paper Eq. 7-8): ``u <- tau u + x; s = [u > v_threshold]``; reset; T times.
+
+    Args:
+        x: input currents ``[T, ...]``, floating point. Narrow types are computed in float32.
+        v: potential before the first step, ``x.shape[1:]``; None means ``v_reset`` (0 for the soft reset).
+        tau: decay factor of one step in (0, 1], a number or a 0-dim tensor (learnable).
+        v_threshold: a neuron fires when its potential exceeds this.
+        v_reset: potential after a spike; None subtracts the threshold instead (soft reset).
+        surrogate: name in :data:`SURROGATES`, or a function of ``u - v_threshold`` that returns the derivative.
+        width: width of a named surrogate, in units of the potential.
+        detach_reset: keep the gradient out of the reset.
+
+    Returns:
+        Spikes, 0 and 1 in x's dtype and shape, and the potential after the last step. Differentiable once.
+    """
+    if not isinstance(x, Tensor) or not x.is_floating_point():
+        raise TypeError(f"x: expected a floating-point tensor, got {getattr(x, 'dtype', type(x).__name__)}")
+    if x.dim() < 1:
+        raise ValueError("x: expected currents [T, ...], got a scalar")
+    if isinstance(surrogate, str) and surrogate not in SURROGATES:
+        raise ValueError(f"surrogate: expected a callable or one of {sorted(SURROGATES)}, got {surrogate!r}")
+    if not width > 0:
+        raise ValueError(f"width: expected a positive number, got {width!r}")
+    shape = x.shape
+    compute = x.float() if x.dtype.itemsize < 4 else x
+    if v is None:
+        v = compute.new_full(shape[1:], 0.0 if v_reset is None else v_reset)
+    elif v.shape != shape[1:]:
+        raise ValueError(f"v: expected shape {tuple(shape[1:])}, got {tuple(v.shape)}")
+    tau = torch.as_tensor(tau, dtype=compute.dtype, device=x.device)
+    spikes, last = _LIF.apply(
+        compute.flatten(1) if x.dim() > 2 else compute.view(shape[0], -1) if x.dim() == 1 else compute,
+        v.to(compute.dtype).reshape(-1),
+        tau,
+        v_threshold,
+        v_reset,
+        surrogate,
+        width,
+        detach_reset,
+    )
+    return spikes.view(shape).to(x.dtype), last.view(shape[1:]).to(x.dtype)

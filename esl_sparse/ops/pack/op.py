@@ -1,0 +1,201 @@
+"""Op ``pack``: float activations <-> :class:`~esl_sparse.PackedSpikes`.
+
+Raw ops: ``pack``, ``unpack``, ``to_panels``, ``from_panels``. A carrier's gradient is that of the spike values, so the
+gradients of packing and unpacking are changes of layout: panels to rows and back.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from ..._backends import choose
+from ...packed import LANES, MAX_PLANES, Lanes, PackedSpikes
+from .._library import NoDoubleBackward, define, differentiable_backward, raw
+from . import native, reference
+
+
+class BrokenInputPromise(ValueError):
+    """An input that was promised to be binary (or small integers) is not."""
+
+
+def broken_promise(planes: int, scale: float) -> BrokenInputPromise:
+    kind = "binary (0 and 1)" if (planes, scale) == (1, 1.0) else f"{scale} times integers 0..{2**planes - 1}"
+    return BrokenInputPromise(
+        f'input: expected {kind} only, got other values; pass input="auto" or input="float" to the layer'
+    )
+
+
+def _pack(x: Tensor, planes: int, scale: float) -> Tensor:
+    if choose("pack", x.device.type, x.dtype) == "native" and x.dim() == 3:
+        words = native.pack(x.contiguous(), planes, scale)
+    else:
+        words = reference.pack(x, planes, scale)
+    if words is None:
+        raise broken_promise(planes, scale)
+    return words
+
+
+def _pack_fake(x: Tensor, planes: int, scale: float) -> Tensor:
+    lanes = Lanes(x.shape[0], x.shape[1])
+    H, W = (x.shape[3], x.shape[4]) if x.dim() == 5 else (1, 1)
+    return x.new_empty(planes, lanes.groups, H, W, x.shape[2], dtype=torch.int64)
+
+
+def _unpack(words: Tensor, T: int, B: int, scale: float, dtype: torch.dtype) -> Tensor:
+    if choose("pack", words.device.type, dtype) == "native" and words.shape[2] == words.shape[3] == 1:
+        return native.unpack(words.contiguous(), T, B, scale, dtype)
+    return reference.unpack(words, T, B, scale, dtype)
+
+
+def _unpack_fake(words: Tensor, T: int, B: int, scale: float, dtype: torch.dtype) -> Tensor:
+    return _rows_like(words, words.shape[1:], T, B, dtype)
+
+
+def _to_panels(x: Tensor) -> Tensor:
+    if choose("pack", x.device.type, x.dtype) == "native" and x.dim() == 3:
+        return native.to_panels(x.contiguous())
+    return reference.to_panels(x)
+
+
+def _to_panels_fake(x: Tensor) -> Tensor:
+    H, W = (x.shape[3], x.shape[4]) if x.dim() == 5 else (1, 1)
+    return x.new_empty(Lanes(x.shape[0], x.shape[1]).groups, H, W, x.shape[2], LANES)
+
+
+def _from_panels(panels: Tensor, T: int, B: int) -> Tensor:
+    native_shape = panels.shape[1] == panels.shape[2] == 1
+    if choose("pack", panels.device.type, panels.dtype) == "native" and native_shape:
+        return native.from_panels(panels.contiguous(), T, B)
+    return reference.from_panels(panels, T, B)
+
+
+def _from_panels_fake(panels: Tensor, T: int, B: int) -> Tensor:
+    return _rows_like(panels, panels.shape, T, B, panels.dtype)
+
+
+def _rows_like(like: Tensor, shape, T: int, B: int, dtype: torch.dtype) -> Tensor:
+    _, H, W, C = shape[:4]
+    return like.new_empty((T, B, C) if H == 1 and W == 1 else (T, B, C, H, W), dtype=dtype)
+
+
+define("pack(Tensor x, SymInt planes, float scale) -> Tensor", _pack, _pack_fake)
+define(
+    "unpack(Tensor words, SymInt T, SymInt B, float scale, ScalarType dtype) -> Tensor", _unpack, _unpack_fake
+)
+define("to_panels(Tensor x) -> Tensor", _to_panels, _to_panels_fake)
+define("from_panels(Tensor panels, SymInt T, SymInt B) -> Tensor", _from_panels, _from_panels_fake)
+
+
+class _PackBackward(NoDoubleBackward):
+    @staticmethod
+    def forward(grad_panels, T, B):
+        return raw.from_panels(grad_panels, T, B)
+
+
+class _Pack(torch.autograd.Function):
+    @staticmethod
+    def forward(x, planes, scale):
+        words = raw.pack(x, planes, scale)
+        return x.new_zeros(1).expand((*words.shape[1:], LANES)), words
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.lanes = inputs[0].shape[:2]
+        ctx.mark_non_differentiable(output[1])
+        ctx.set_materialize_grads(False)
+
+    @staticmethod
+    def backward(ctx, grad_panels, _):
+        if grad_panels is None:
+            return None, None, None
+        run = _PackBackward.apply if differentiable_backward() else raw.from_panels
+        return run(grad_panels, *ctx.lanes), None, None
+
+
+class _UnpackBackward(NoDoubleBackward):
+    @staticmethod
+    def forward(grad):
+        return raw.to_panels(grad)
+
+
+class _Unpack(torch.autograd.Function):
+    @staticmethod
+    def forward(carrier, words, T, B, scale):
+        return raw.unpack(words, T, B, scale, carrier.dtype)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        pass
+
+    @staticmethod
+    def backward(ctx, grad):
+        run = _UnpackBackward.apply if differentiable_backward() else raw.to_panels
+        return run(grad), None, None, None, None
+
+
+def detect(x: Tensor) -> tuple[int, float] | None:
+    """``(planes, scale)`` when every element of x is ``scale * k``, k in 0..15, scale a power of two; else None.
+
+    The smallest such description is returned: binary spikes give (1, 1.0), 2x2 average-pooled ones (3, 0.25).
+    """
+    flat = x.detach().reshape(-1)
+    if flat.numel() > 4096 and _coarsest_grid(flat[:4096]) is None:
+        return None  # a prefix that fails proves that the whole fails: real-valued inputs leave here
+    return _coarsest_grid(flat)
+
+
+def _coarsest_grid(x: Tensor) -> tuple[int, float] | None:
+    largest = float(x.max()) if x.numel() else 0.0
+    if not 0.0 <= largest < math.inf:
+        return None
+    finest = 2.0 ** (math.frexp(largest)[1] - MAX_PLANES) if largest else 1.0  # largest / finest in [8, 16)
+    levels = reference.levels_of(x, MAX_PLANES, finest)
+    if levels is None:
+        return None
+    bits = sum(int(bool(((levels >> p) & 1).any())) << p for p in range(MAX_PLANES))
+    if not bits:
+        return 1, 1.0
+    low = (bits & -bits).bit_length() - 1
+    return bits.bit_length() - low, finest * 2**low
+
+
+def pack_tensor(x: Tensor, planes: int, scale: float) -> PackedSpikes:
+    """Pack ``[T, B, C]`` or ``[T, B, C, H, W]`` of known kind; raises if an element is no such level."""
+    carrier, words = _Pack.apply(x, planes, scale)
+    return PackedSpikes(carrier, words, x.shape[0], x.shape[1], scale)
+
+
+def pack(x: Tensor, input: str = "auto") -> PackedSpikes:
+    """Pack spikes or small integers, ``[T, B, C]`` or ``[T, B, C, H, W]``, into bits.
+
+    Args:
+        x: floating-point tensor holding 0 and 1, or ``scale * k`` with integers ``0 <= k <= 15`` and a power-of-two
+            scale (average-pooled spikes, sums of spikes).
+        input: ``"binary"`` (raises unless all elements are 0 or 1), ``"levels"`` or ``"auto"`` (both detect).
+
+    Raises:
+        TypeError: x is no floating-point tensor.
+        ValueError: wrong number of dimensions, or x holds other values.
+    """
+    if not isinstance(x, Tensor) or not x.is_floating_point():
+        raise TypeError(f"x: expected a floating-point tensor, got {getattr(x, 'dtype', type(x).__name__)}")
+    if x.dim() not in (3, 5):
+        raise ValueError(f"x: expected [T, B, C] or [T, B, C, H, W], got shape {tuple(x.shape)}")
+    if input == "binary":
+        return pack_tensor(x, 1, 1.0)
+    if input not in ("auto", "levels"):
+        raise ValueError(f"input: expected 'auto', 'binary' or 'levels', got {input!r}")
+    kind = detect(x)
+    if kind is None:
+        raise BrokenInputPromise(
+            "x: expected spikes or a power of two times integers 0..15, got other values"
+        )
+    return pack_tensor(x, *kind)
+
+
+def unpack(spikes: PackedSpikes) -> Tensor:
+    """The float tensor of packed spikes, ``[T, B, C]`` or ``[T, B, C, H, W]``."""
+    return _Unpack.apply(spikes.carrier, spikes.words, spikes.T, spikes.B, spikes.scale)

@@ -1,0 +1,309 @@
+"""Block-sparse topology: which blocks of a weight exist, and the index that finds them.
+
+A logical weight ``[rows, cols]`` is cut into blocks of ``(bm, bn)``; only active blocks are stored, as
+``values [nnzb, bm, bn]``. Names follow torch's BSR layout. Any shape works with any block: the last block of a
+row or column may *overhang* the weight, and what it holds there counts nowhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+MAX_BLOCK = 128
+_INT32_MAX = 2**31 - 1
+
+
+def next_power_of_two(n: int) -> int:
+    return 1 << max(n - 1, 0).bit_length()
+
+
+def resolve_block_size(
+    block_size: str | int | tuple[int, int], rows: int, cols: int, device_type: str
+) -> tuple[int, int]:
+    """The block actually used: ``"auto"`` by device, then each side clamped to the weight's own size."""
+    if block_size == "auto":
+        block = (16, 16) if device_type == "cuda" else (4, 4)
+    elif isinstance(block_size, int) and not isinstance(block_size, bool):
+        block = (block_size, block_size)
+    elif isinstance(block_size, (tuple, list)) and len(block_size) == 2:
+        block = (block_size[0], block_size[1])
+    else:
+        raise TypeError(f"block_size: expected 'auto', an int or a pair of ints, got {block_size!r}")
+    for side in block:
+        if not isinstance(side, int) or isinstance(side, bool):
+            raise TypeError(f"block_size: expected ints, got {block_size!r}")
+        if not 1 <= side <= MAX_BLOCK or side & (side - 1):
+            raise ValueError(f"block_size: expected powers of two from 1 to {MAX_BLOCK}, got {block_size!r}")
+    return min(block[0], next_power_of_two(rows)), min(block[1], next_power_of_two(cols))
+
+
+class BlockLayout(NamedTuple):
+    """How a logical weight ``[rows, cols]`` is cut into blocks.
+
+    ``rows`` splits into ``groups`` equal parts and ``cols`` into ``taps`` equal parts; no block straddles a part.
+    A linear layer has one of each; a convolution has one tap per kernel position.
+    """
+
+    rows: int
+    cols: int
+    bm: int
+    bn: int
+    groups: int = 1
+    taps: int = 1
+
+    @property
+    def row_blocks(self) -> int:
+        return self.groups * -(-(self.rows // self.groups) // self.bm)
+
+    @property
+    def col_blocks(self) -> int:
+        return self.taps * -(-(self.cols // self.taps) // self.bn)
+
+    @property
+    def blocks(self) -> int:
+        """Potential blocks, ``row_blocks * col_blocks`` (may exceed int32)."""
+        return self.row_blocks * self.col_blocks
+
+    @property
+    def overhangs(self) -> bool:
+        return bool((self.rows // self.groups) % self.bm or (self.cols // self.taps) % self.bn)
+
+    def row_extent(self, row_block: Tensor) -> Tensor:
+        """Valid rows of each given row block, 1..bm."""
+        per_group = self.rows // self.groups
+        return (per_group - (row_block % -(-per_group // self.bm)) * self.bm).clamp(max=self.bm)
+
+    def col_extent(self, col_block: Tensor) -> Tensor:
+        """Valid columns of each given column block, 1..bn."""
+        per_tap = self.cols // self.taps
+        return (per_tap - (col_block % -(-per_tap // self.bn)) * self.bn).clamp(max=self.bn)
+
+
+class TransposedIndex(NamedTuple):
+    """The same blocks in column order; ``block_offsets_t[p]`` says where block ``p`` stands in ``values``."""
+
+    ccol_indices: Tensor
+    row_indices_t: Tensor
+    block_offsets_t: Tensor
+
+
+def row_indices(crow_indices: Tensor, nnzb: int) -> Tensor:
+    """Row block of each stored block, int64 ``[nnzb]``."""
+    counts = crow_indices.diff()
+    rows = torch.arange(counts.numel(), device=counts.device)
+    return torch.repeat_interleave(rows, counts, output_size=nnzb)
+
+
+def transpose_index(crow_indices: Tensor, col_indices: Tensor, col_blocks: int) -> TransposedIndex:
+    """Derive the column-order index. O(nnzb log nnzb) time, O(nnzb + col_blocks) memory."""
+    nnzb = col_indices.numel()
+    order = torch.sort(col_indices, stable=True).indices
+    ccol = torch.zeros(col_blocks + 1, dtype=torch.int64, device=col_indices.device)
+    ccol[1:] = torch.bincount(col_indices, minlength=col_blocks).cumsum(0)
+    rows_t = row_indices(crow_indices, nnzb)[order]
+    return TransposedIndex(ccol.int(), rows_t.int(), order.int())
+
+
+def index_from_block_ids(block_ids: Tensor, layout: BlockLayout) -> tuple[Tensor, Tensor]:
+    """``(crow_indices, col_indices)`` int32 of sorted, unique linear block ids ``row * col_blocks + col``."""
+    rows = block_ids // layout.col_blocks
+    crow = torch.zeros(layout.row_blocks + 1, dtype=torch.int64, device=block_ids.device)
+    crow[1:] = torch.bincount(rows, minlength=layout.row_blocks).cumsum(0)
+    return crow.int(), (block_ids - rows * layout.col_blocks).int()
+
+
+def _first(bad: Tensor) -> int:
+    return int(bad.nonzero()[0])
+
+
+def check_block_ids(block_ids: Tensor, layout: BlockLayout) -> None:
+    """Raise unless the ids are int64 ``[nnzb]``, in range, sorted and unique; names the first bad entry."""
+    if block_ids.dtype != torch.int64 or block_ids.dim() != 1:
+        raise TypeError(
+            f"block_ids: expected int64 of one dimension, got {block_ids.dtype} {tuple(block_ids.shape)}"
+        )
+    outside = (block_ids < 0) | (block_ids >= layout.blocks)
+    if outside.any():
+        i = _first(outside)
+        raise ValueError(f"block_ids[{i}] = {int(block_ids[i])} is outside [0, {layout.blocks})")
+    unsorted = block_ids[1:] <= block_ids[:-1]
+    if unsorted.any():
+        i = _first(unsorted) + 1
+        raise ValueError(
+            f"block_ids[{i}] = {int(block_ids[i])} does not exceed block_ids[{i - 1}] = {int(block_ids[i - 1])}: "
+            "ids must be sorted and unique"
+        )
+
+
+def check_index(crow_indices: Tensor, col_indices: Tensor, layout: BlockLayout) -> None:
+    """Raise ``ValueError`` naming the first bad entry unless the index is consistent with ``layout``.
+
+    Everything from outside passes here before it is written: kernels trust the index.
+    """
+    for name, index in (("crow_indices", crow_indices), ("col_indices", col_indices)):
+        if not isinstance(index, Tensor):
+            raise TypeError(f"{name}: expected a tensor, got {type(index).__name__}")
+        if index.dtype not in (torch.int32, torch.int64) or index.dim() != 1:
+            raise ValueError(
+                f"{name}: expected int32 or int64 of one dimension, got {index.dtype} {tuple(index.shape)}"
+            )
+    if crow_indices.numel() != layout.row_blocks + 1:
+        raise ValueError(
+            f"crow_indices: expected {layout.row_blocks + 1} entries (row blocks + 1), got {crow_indices.numel()}"
+        )
+    nnzb = col_indices.numel()
+    if nnzb > min(layout.blocks, _INT32_MAX):
+        raise ValueError(f"col_indices: {nnzb} blocks, at most {min(layout.blocks, _INT32_MAX)} possible")
+    if int(crow_indices[0]) != 0:
+        raise ValueError(f"crow_indices[0] = {int(crow_indices[0])}, expected 0")
+    if int(crow_indices[-1]) != nnzb:
+        raise ValueError(
+            f"crow_indices[{layout.row_blocks}] = {int(crow_indices[-1])}, expected the number of blocks {nnzb}"
+        )
+    falling = crow_indices[1:] < crow_indices[:-1]
+    if falling.any():
+        i = _first(falling) + 1
+        raise ValueError(f"crow_indices[{i}] = {int(crow_indices[i])} is less than the entry before it")
+    outside = (col_indices < 0) | (col_indices >= layout.col_blocks)
+    if outside.any():
+        i = _first(outside)
+        raise ValueError(f"col_indices[{i}] = {int(col_indices[i])} is outside [0, {layout.col_blocks})")
+    rows = row_indices(crow_indices, nnzb)
+    unsorted = (rows[1:] == rows[:-1]) & (col_indices[1:] <= col_indices[:-1])
+    if unsorted.any():
+        i = _first(unsorted) + 1
+        raise ValueError(
+            f"col_indices[{i}] = {int(col_indices[i])} does not exceed the entry before it in block row "
+            f"{int(rows[i])}: columns must be sorted and unique"
+        )
+
+
+def random_absent_ids(
+    active_ids: Tensor, total: int, count: int, generator: torch.Generator | None = None
+) -> Tensor:
+    """``count`` ids drawn uniformly without replacement from ``[0, total)`` minus ``active_ids``; sorted int64.
+
+    ``active_ids`` is sorted and unique. Exact count, O(k log nnz) time and O(nnz + k) memory: ranks among the absent
+    ids are drawn, then shifted past the active ids below them.
+    """
+    absent = total - active_ids.numel()
+    if not 0 <= count <= absent:
+        raise ValueError(f"count: expected 0 to {absent} (absent places), got {count}")
+    ranks = _distinct_ranks(absent, count, active_ids.device, generator)
+    if active_ids.numel() == 0:
+        return ranks
+    absent_below = active_ids - torch.arange(active_ids.numel(), device=active_ids.device)
+    return ranks + torch.searchsorted(absent_below, ranks, right=True)
+
+
+def _distinct_ranks(
+    total: int, count: int, device: torch.device, generator: torch.Generator | None
+) -> Tensor:
+    """Sorted uniform sample of ``count`` distinct integers below ``total``."""
+    draw_device = device if generator is None else generator.device
+    if count * 4 >= total:  # a permutation is no larger than what was asked for
+        picked = torch.randperm(total, generator=generator, device=draw_device)[:count]
+        return picked.to(device).sort().values
+    picked = torch.empty(0, dtype=torch.int64, device=draw_device)
+    while picked.numel() < count:  # at most a quarter collides: a few rounds
+        more = torch.randint(total, (count - picked.numel(),), generator=generator, device=draw_device)
+        picked = torch.cat([picked, more]).unique()
+    return picked.to(device)
+
+
+@dataclass(frozen=True)
+class BlockTopology:
+    """A view over a layer's index buffers: reads and writes go to the layer, nothing is copied.
+
+    Attributes:
+        layout: the block grid.
+        crow_indices: int32 ``[row_blocks + 1]``.
+        col_indices: int32 ``[nnzb]``, sorted inside a row.
+        ccol_indices, row_indices_t, block_offsets_t: the same blocks in column order (derived).
+    """
+
+    layout: BlockLayout
+    crow_indices: Tensor
+    col_indices: Tensor
+    ccol_indices: Tensor
+    row_indices_t: Tensor
+    block_offsets_t: Tensor
+
+    @classmethod
+    def from_block_ids(cls, block_ids: Tensor, layout: BlockLayout) -> BlockTopology:
+        """A free-standing topology of sorted, unique ids (validated)."""
+        check_block_ids(block_ids, layout)
+        crow, col = index_from_block_ids(block_ids, layout)
+        return cls(layout, crow, col, *transpose_index(crow, col, layout.col_blocks))
+
+    @property
+    def nnzb(self) -> int:
+        """Active blocks."""
+        return self.col_indices.numel()
+
+    @property
+    def nnz(self) -> int:
+        """Active weights: entries of active blocks inside the weight."""
+        if not self.layout.overhangs:
+            return self.nnzb * self.layout.bm * self.layout.bn
+        rows = self.layout.row_extent(self.row_indices())
+        return int((rows * self.layout.col_extent(self.col_indices.long())).sum())
+
+    @property
+    def density(self) -> float:
+        """Active weights over potential weights."""
+        total = self.layout.rows * self.layout.cols // self.layout.groups
+        return self.nnz / total if total else 0.0
+
+    def index_tensors(self) -> Iterator[Tensor]:
+        yield from (self.crow_indices, self.col_indices)
+        yield from (self.ccol_indices, self.row_indices_t, self.block_offsets_t)
+
+    def row_indices(self) -> Tensor:
+        """Row block of each stored block, int64 ``[nnzb]``."""
+        return row_indices(self.crow_indices, self.nnzb)
+
+    def block_ids(self) -> Tensor:
+        """Linear id ``row * col_blocks + col`` of each stored block, int64 ``[nnzb]``, sorted."""
+        return self.row_indices() * self.layout.col_blocks + self.col_indices
+
+    def valid(self) -> Tensor:
+        """Which entries of ``values`` lie inside the weight, bool ``[nnzb, bm, bn]``."""
+        lay, device = self.layout, self.col_indices.device
+        rows = torch.arange(lay.bm, device=device) < lay.row_extent(self.row_indices())[:, None]
+        cols = torch.arange(lay.bn, device=device) < lay.col_extent(self.col_indices.long())[:, None]
+        return rows[:, :, None] & cols[:, None, :]
+
+    def assign_(self, block_ids: Tensor) -> None:
+        """Make ``block_ids`` (sorted, unique, the same number as now) the active blocks, in place."""
+        if block_ids.numel() != self.nnzb:
+            raise ValueError(
+                f"block_ids: expected {self.nnzb} ids (the layer's own count), got {block_ids.numel()}"
+            )
+        new = BlockTopology.from_block_ids(block_ids, self.layout)
+        for own, fresh in zip(self.index_tensors(), new.index_tensors(), strict=True):
+            own.copy_(fresh)
+
+    def to_dense(self, values: Tensor) -> Tensor:
+        """The logical weight ``[rows, cols]`` with zeros where no block is. For reading, tests and references."""
+        lay = self.layout
+        if lay.groups != 1 or lay.taps != 1:
+            raise ValueError("to_dense: this topology belongs to a convolution; use the layer's to_dense()")
+        grid = values.new_zeros(lay.row_blocks, lay.bm, lay.col_blocks, lay.bn)
+        grid[self.row_indices(), :, self.col_indices.long(), :] = values
+        return grid.reshape(lay.row_blocks * lay.bm, lay.col_blocks * lay.bn)[: lay.rows, : lay.cols]
+
+    def gather_dense(self, dense: Tensor) -> Tensor:
+        """``values [nnzb, bm, bn]`` of a dense ``[rows, cols]`` tensor at this topology; overhang is 0."""
+        lay = self.layout
+        if tuple(dense.shape) != (lay.rows, lay.cols):
+            raise ValueError(f"dense: expected shape {(lay.rows, lay.cols)}, got {tuple(dense.shape)}")
+        padding = (0, lay.col_blocks * lay.bn - lay.cols, 0, lay.row_blocks * lay.bm - lay.rows)
+        padded = torch.nn.functional.pad(dense, padding) if any(padding) else dense
+        grid = padded.reshape(lay.row_blocks, lay.bm, lay.col_blocks, lay.bn)
+        return grid[self.row_indices(), :, self.col_indices.long(), :].contiguous()
