@@ -1,0 +1,111 @@
+"""Which implementation is chosen, and what an impossible request is told."""
+
+import sys
+
+import pytest
+import torch
+
+from esl_sparse import _backends, _native
+from esl_sparse._backends import choose
+
+F32, F16, BF16, F64 = torch.float32, torch.float16, torch.bfloat16, torch.float64
+
+
+@pytest.fixture(params=[True, False], ids=["all", "nothing"])
+def available(request, monkeypatch):
+    """Whether native code and Triton load."""
+    why = "" if request.param else "it is not there"
+    monkeypatch.setattr(_native, "reason", lambda: why)
+    monkeypatch.setattr(_backends, "triton_reason", lambda: why)
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    choose.cache_clear()
+    with _backends.use("auto"):
+        yield request.param
+    choose.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("op", "device", "dtype", "block", "expected"),
+    [
+        ("linear", "cpu", F32, (4, 4), "native"),
+        ("linear", "cpu", BF16, (1, 1), "native"),
+        ("linear", "cpu", F64, (4, 4), "reference"),
+        ("linear", "cpu", F16, (4, 4), "reference"),
+        ("linear", "cuda", F16, (16, 16), "triton"),
+        ("linear", "cuda", BF16, torch.Size([16, 32]), "triton"),
+        ("linear", "cuda", F32, (16, 8), "reference"),
+        ("linear", "cuda", F64, (16, 16), "reference"),
+        ("linear", "meta", F32, (16, 16), "reference"),
+        ("lif", "cpu", F32, None, "native"),
+        ("lif", "cuda", F32, None, "reference"),
+        ("pack", "cuda", F32, None, "reference"),
+    ],
+)
+def test_automatic_choice_falls_back(available, op, device, dtype, block, expected) -> None:
+    assert choose(op, device, dtype, block) == (expected if available else "reference")
+
+
+@pytest.mark.parametrize(
+    ("request_", "op", "device", "dtype", "block", "message"),
+    [
+        ("native", "linear", "cuda", F32, (4, 4), "not on cuda"),
+        ("native", "linear", "cpu", F64, (4, 4), "not in torch.float64"),
+        ("triton", "linear", "cpu", F32, (16, 16), "not on cpu"),
+        ("triton", "linear", "cuda", F32, (16, 8), "got 16x8"),
+        ("triton", "lif", "cuda", F32, None, "lif has no triton implementation"),
+        ("magic", "linear", "cpu", F32, (4, 4), "expected one of auto, native, triton, reference"),
+    ],
+)
+def test_impossible_request_raises(available, request_, op, device, dtype, block, message) -> None:
+    with pytest.raises(ValueError, match=message):
+        choose(op, device, dtype, block, request_)
+
+
+@pytest.mark.parametrize(("request_", "device"), [("native", "cpu"), ("triton", "cuda")])
+def test_request_for_what_is_missing_raises(available, request_, device) -> None:
+    if available:
+        assert choose("linear", device, F32, (16, 16), request_) == request_
+    else:
+        with pytest.raises(ValueError, match=f"{request_!r} was asked for.*it is not there"):
+            choose("linear", device, F32, (16, 16), request_)
+
+
+def test_process_wide_request(available) -> None:
+    with _backends.use("reference"):
+        assert choose("linear", "cpu", F32, (4, 4)) == "reference"
+        with _backends.use("triton"), pytest.raises(ValueError, match="not on cpu"):
+            choose("linear", "cpu", F32, (16, 16))
+        with _backends.use("triton"):  # lif has no Triton kernel that it could have meant
+            assert choose("lif", "cpu", F32) == ("native" if available else "reference")
+        assert choose("linear", "cpu", F32, (4, 4)) == "reference"
+    with pytest.raises(ValueError, match="'magic'"):
+        _backends.set_backend("magic")
+
+
+def test_interpreter_only_when_asked_for(available, monkeypatch) -> None:
+    if not available:
+        pytest.skip("needs Triton")
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    assert choose("linear", "cpu", F32, (16, 16)) == "native"
+    assert choose("linear", "cpu", F32, (16, 16), "triton") == "triton"
+    with pytest.raises(ValueError, match="bfloat16"):
+        choose("linear", "cpu", BF16, (16, 16), "triton")
+
+
+def test_environment(run) -> None:
+    code = "from esl_sparse._backends import choose; import torch; print(choose('lif', 'cpu', torch.float32))"
+    assert run(sys.executable, "-c", code, ESL_SPARSE_BACKEND="reference").stdout == "reference\n"
+    done = run(sys.executable, "-c", code, ESL_SPARSE_BACKEND="magic", check=False)
+    assert done.returncode != 0
+    assert "ValueError: ESL_SPARSE_BACKEND='magic': expected one of auto" in done.stdout
+
+
+def test_report() -> None:
+    report = _backends.backends()
+    assert report.native == _native.available()
+    assert report.choices["linear, cpu, float64, blocks 4x4"] == "reference"
+    text = str(report)
+    assert report.version in text
+    assert "Triton" in text
+    with _backends.use("native"):
+        assert "native (ESL_SPARSE_BACKEND" in str(_backends.backends())
