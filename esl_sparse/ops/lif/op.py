@@ -125,7 +125,8 @@ def lif(
         detach_reset: keep the gradient out of the reset.
 
     Returns:
-        Spikes, 0 and 1 in x's dtype and shape, and the potential after the last step. Differentiable once.
+        Spikes, 0 and 1 in x's dtype and shape, and the potential after the last step, at least float32 so that
+        steps taken one by one give the same spikes. Differentiable once.
     """
     if not isinstance(x, Tensor) or not x.is_floating_point():
         raise TypeError(f"x: expected a floating-point tensor, got {getattr(x, 'dtype', type(x).__name__)}")
@@ -141,9 +142,11 @@ def lif(
         v = compute.new_full(shape[1:], 0.0 if v_reset is None else v_reset)
     elif v.shape != shape[1:]:
         raise ValueError(f"v: expected shape {tuple(shape[1:])}, got {tuple(v.shape)}")
+    elif v.device != x.device:
+        raise ValueError(f"v: expected on x's device {x.device}, got {v.device}")
     tau = torch.as_tensor(tau, dtype=compute.dtype, device=x.device)
     spikes, last = _LIF.apply(
-        compute.flatten(1) if x.dim() > 2 else compute.view(shape[0], -1) if x.dim() == 1 else compute,
+        compute.flatten(1) if x.dim() > 1 else compute.unsqueeze(1),
         v.to(compute.dtype).reshape(-1),
         tau,
         v_threshold,
@@ -152,4 +155,4 @@ def lif(
         width,
         detach_reset,
     )
-    return spikes.view(shape).to(x.dtype), last.view(shape[1:]).to(x.dtype)
+    return spikes.view(shape).to(x.dtype), last.view(shape[1:])

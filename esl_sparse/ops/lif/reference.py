@@ -17,6 +17,7 @@ def forward(
 ) -> tuple[Tensor, Tensor]:
     """Currents ``x [T, M]`` and potential ``v [M]`` -> spikes ``[T, M]`` and the last potential ``[M]``."""
     spikes = torch.empty_like(x, memory_format=torch.contiguous_format)
+    v = v.clone()  # an op never returns its own input, not even where T = 0
     for t in range(x.shape[0]):
         u = tau * v + x[t]
         s = (u > v_threshold).to(x.dtype)
@@ -45,6 +46,7 @@ def backward(
         vs.append(
             u - s * v_threshold if v_reset is None else torch.where(s > 0, torch.full_like(u, v_reset), u)
         )
+    grad_v = grad_v.clone()
     grad_x = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     grad_tau = torch.zeros_like(tau)
     for t in reversed(range(x.shape[0])):
