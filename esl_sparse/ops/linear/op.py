@@ -247,6 +247,8 @@ def linear(
     lay = topology.layout
     if not x.is_floating_point():
         raise TypeError(f"x: expected a floating-point tensor or PackedSpikes, got {x.dtype}")
+    if x.dtype != values.dtype and x.dtype.itemsize >= values.dtype.itemsize:
+        raise TypeError(f"x: expected {values.dtype} like values, or narrower, got {x.dtype}")
     if x.dim() != 2 or x.shape[1] != lay.cols:
         raise ValueError(f"x: expected shape [N, {lay.cols}], got {tuple(x.shape)}")
     _check(topology, values, bias, x.device)
