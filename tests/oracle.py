@@ -116,4 +116,4 @@ def lif(x, v, tau, v_threshold, v_reset, derivative, detach_reset):
         spikes.append(s)
         r = s.detach() if detach_reset else s
         v = u - r * v_threshold if v_reset is None else (1 - r) * u + r * v_reset
-    return (torch.stack(spikes) if spikes else torch.zeros_like(x)), v
+    return (torch.stack(spikes) if spikes else x.clone()), v

@@ -10,6 +10,7 @@ from esl_sparse.ops._library import raw
 from esl_sparse.ops.pack import detect, pack_tensor
 
 from .. import oracle
+from ..conftest import available
 
 pytestmark = pytest.mark.usefixtures("poison")
 
@@ -29,7 +30,7 @@ SHAPES = [
     (2, 3, 4, 5, 2),
     (4, 9, 3, 1, 6),
 ]
-DTYPES = [torch.float32, torch.bfloat16, torch.float64]
+NARROW = [torch.float32, torch.bfloat16]  # the native kernels offer no more
 
 
 def random_levels(shape, planes, seed=0):
@@ -42,12 +43,14 @@ def squeezed(x, shape):
     return x.reshape(shape[:3]) if shape[3:] == (1, 1) else x
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    "backend,dtype",
+    [(b, d) for b in available() for d in (*NARROW, torch.float64) if b == "reference" or d in NARROW],
+    indirect=["backend"],
+)
 @pytest.mark.parametrize("planes,scale", [(1, 1.0), (1, 0.5), (2, 1.0), (3, 0.25), (4, 2.0)])
 @pytest.mark.parametrize("shape", SHAPES)
 def test_words_and_back(backend, shape, planes, scale, dtype):
-    if backend == "native" and dtype == torch.float64:
-        pytest.skip("native kernels do not compute in float64")
     levels = random_levels(shape, planes)
     x = squeezed(torch.tensor(levels * scale, dtype=dtype), shape)
     spikes = pack_tensor(x, planes, scale)
