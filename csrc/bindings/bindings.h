@@ -3,8 +3,21 @@
 
 #include <pybind11/pybind11.h>
 
+#include "esl/lanes.h"
+
 namespace esl {
 
 namespace py = pybind11;
+
+// Tensors arrive as addresses; 0 is null.
+template <class T>
+T* at(uintptr_t address) {
+  return reinterpret_cast<T*>(address);
+}
+inline Dtype dtype(bool bf16) { return bf16 ? Dtype::bf16 : Dtype::f32; }
+
+void bind_pack(py::module_& m);
+void bind_linear(py::module_& m);
+void bind_lif(py::module_& m);
 
 }  // namespace esl

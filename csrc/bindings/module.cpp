@@ -44,4 +44,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("get_isa", [] { return isa_name(isa_current()); });
   m.def("set_isa", [](const std::string& name) { isa_set(isa_from_name(name)); });
   m.def("supported_isas", [] { return isas([](Isa isa) { return isa_compiled(isa) && isa_supported(isa); }); });
+  bind_pack(m);
+  bind_linear(m);
+  bind_lif(m);
 }

@@ -1,1 +1,127 @@
-"""Native CPU kernels."""
+"""Native CPU kernels of linear. Sums are float32; bfloat16 activations are widened in tile loads and stores."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..._native import lib
+from ...arena import arena
+from ...packed import LANES, Lanes
+from .._library import empty
+from ..pack import native as pack
+
+KERNELS = ("automatic", "masked", "tables", "events")
+_kernel = 0
+
+
+def set_spike_kernel(name: str) -> None:
+    """Force the kernel that multiplies spikes (tests, benchmarks); "automatic" takes the fastest known one."""
+    global _kernel
+    _kernel = KERNELS.index(name)
+
+
+def _address(tensor: Tensor | None) -> int:
+    return 0 if tensor is None else tensor.data_ptr()
+
+
+def _with_scratch(run, *args) -> None:
+    """Call a kernel; where it answers with the bytes of scratch that it needs, lend them and call again."""
+    if needed := run(*args, 0, 0):
+        with arena.borrow((needed,), torch.uint8) as scratch:
+            run(*args, scratch.data_ptr(), needed)
+
+
+def forward(x, values, bias, crow, col, call):
+    """``(y, words)`` as the raw op; y is None if x breaks its promise."""
+    rows, cols, T, B, planes, scale, panels = call
+    packed = x.dtype == torch.int64
+    dtype = values.dtype if packed else x.dtype
+    x = x.contiguous()
+    words = x if packed else None
+    if planes and not packed:
+        words = pack.pack(x.view(T, B, cols), planes, scale)
+        if words is None:
+            return None, None
+    # Panels are float32 inside; rows are narrowed as they leave.
+    y = torch.empty(
+        (Lanes(T, B).groups, 1, 1, rows, LANES) if panels else (T * B, rows),
+        dtype=torch.float32 if panels else dtype,
+    )
+    weights = values.contiguous().float()
+    bias = None if bias is None else bias.contiguous().float()
+    _with_scratch(
+        lib().linear_forward,
+        rows,
+        cols,
+        values.shape[1],
+        values.shape[2],
+        crow.data_ptr(),
+        col.data_ptr(),
+        weights.data_ptr(),
+        _address(bias),
+        T,
+        B,
+        _address(words),
+        planes,
+        scale,
+        0 if packed else x.data_ptr(),
+        y.data_ptr(),
+        dtype == torch.bfloat16,
+        panels,
+        _kernel,
+        torch.get_num_threads(),
+    )
+    saved = empty(x).long() if packed or words is None else words
+    return y.to(dtype), saved
+
+
+def backward(grad, x, values, index, call, x_panels, needs):
+    rows, cols, T, B, planes, scale, panels = call
+    crow, col, ccol, row_t, offset_t = index
+    dtype = grad.dtype
+    # Panels are float32 inside.
+    grad = (grad.float() if panels or x_panels else grad).contiguous()
+    row_dtype = grad.dtype
+    x = x.contiguous() if planes else x.to(row_dtype).contiguous()
+    weights = values.contiguous().float()
+    grad_x = grad_values = grad_bias = None
+    if needs & 1:
+        shape = (Lanes(T, B).groups, 1, 1, cols, LANES) if x_panels else (T * B, cols)
+        grad_x = torch.empty(shape, dtype=row_dtype)
+    if needs & 2:
+        grad_values = torch.empty(values.shape, dtype=torch.float32)
+    if needs & 4:
+        grad_bias = torch.empty(rows, dtype=torch.float32)
+    _with_scratch(
+        lib().linear_backward,
+        rows,
+        cols,
+        values.shape[1],
+        values.shape[2],
+        crow.data_ptr(),
+        col.data_ptr(),
+        ccol.data_ptr(),
+        row_t.data_ptr(),
+        offset_t.data_ptr(),
+        weights.data_ptr(),
+        T,
+        B,
+        grad.data_ptr(),
+        panels,
+        row_dtype == torch.bfloat16,
+        x.data_ptr() if planes else 0,
+        planes,
+        scale,
+        0 if planes else x.data_ptr(),
+        _address(grad_x),
+        x_panels,
+        _address(grad_values),
+        _address(grad_bias),
+        torch.get_num_threads(),
+    )
+    return (
+        empty(values).to(dtype) if grad_x is None else grad_x.to(dtype),
+        empty(values) if grad_values is None else grad_values.to(values.dtype),
+        empty(values) if grad_bias is None else grad_bias.to(values.dtype),
+    )

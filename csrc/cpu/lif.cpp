@@ -1,0 +1,165 @@
+// Op lif. Memory-bound: forward reads 4 and writes 4 bytes per neuron and step, backward reads 8 and writes 4, so both
+// together are 20 bytes where a copy is 8. Neurons go by pieces that stay in L1 while time passes.
+// Products and sums are rounded separately (no contraction), so spikes equal those of the plain torch loop.
+#include "esl/lif.h"
+
+#include <cstring>
+
+#include "esl/parallel.h"
+
+namespace esl::ESL_ISA {
+namespace {
+
+constexpr int64_t kPiece = 1024;              // neurons at a time
+constexpr int64_t kWorkPerThread = 1 << 14;   // neuron steps worth a second thread
+
+inline int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }
+inline int64_t pieces(int64_t M) { return (M + kPiece - 1) / kPiece; }
+inline int useful_threads(int64_t work, int threads) { return static_cast<int>(min(threads, 1 + work / kWorkPerThread)); }
+
+// exp(z) for z <= 0 to 2 ulp (Cephes' expf polynomial); plain arithmetic that the compiler vectorises. NaN stays NaN.
+inline float exp_negative(float z) {
+  const float clamped = z >= -87.f ? z : -87.f;
+  constexpr float kRound = 12582912.f;  // 1.5 * 2^23: adding it rounds to an integer
+  const float n = (clamped * 1.44269504f + kRound) - kRound;
+  const float r = ((z >= -87.f ? z : z < -87.f ? -87.f : z) - n * 0.693359375f) + n * 2.12194440e-4f;
+  float poly = 1.9875691500e-4f;
+  poly = poly * r + 1.3981999507e-3f;
+  poly = poly * r + 8.3334519073e-3f;
+  poly = poly * r + 4.1665795894e-2f;
+  poly = poly * r + 1.6666665459e-1f;
+  poly = poly * r + 5.0000001201e-1f;
+  const int32_t bits = (static_cast<int32_t>(n) + 127) << 23;
+  float power;
+  std::memcpy(&power, &bits, 4);
+  return ((poly * r) * r + r + 1.f) * power;
+}
+
+template <Surrogate kind>
+inline float derivative(float d, float width) {
+  const float away = d < 0.f ? -d : d;
+  if constexpr (kind == Surrogate::triangle) {
+    const float h = 1.f - away / width;
+    return (h < 0.f ? 0.f : h) / width;
+  } else if constexpr (kind == Surrogate::rectangle) {
+    return (away < width * 0.5f ? 1.f : 0.f) / width;
+  } else if constexpr (kind == Surrogate::sigmoid) {
+    const float e = exp_negative(-4.f * away / width);
+    return 4.f / width * (e / ((1.f + e) * (1.f + e)));
+  } else {
+    const float z = 3.14159265358979f * d / width;
+    return 1.f / (width * (1.f + z * z));
+  }
+}
+
+template <bool Hard>
+inline float reset(float u, bool spike, const LifNeuron& n) {
+  if constexpr (Hard) return spike ? n.v_reset : u;
+  return u - (spike ? n.v_threshold : 0.f);
+}
+
+template <bool Hard>
+void forward(const LifForward& p) {
+  const LifNeuron n = p.neuron;
+  parallel_for(0, pieces(p.M), useful_threads(p.T * p.M, p.threads), [&](int64_t piece) {
+    const int64_t first = piece * kPiece, count = min(kPiece, p.M - first);
+    float v[kPiece];
+    std::memcpy(v, p.v + first, static_cast<size_t>(count) * 4);
+    for (int64_t t = 0; t < p.T; ++t) {
+      const float* __restrict x = p.x + t * p.x_stride + first;
+      float* __restrict s = p.spikes + t * p.M + first;
+      for (int64_t i = 0; i < count; ++i) {
+        const float u = n.tau * v[i] + x[i];
+        const bool spike = u > n.v_threshold;
+        s[i] = spike ? 1.f : 0.f;
+        v[i] = reset<Hard>(u, spike, n);
+      }
+    }
+    std::memcpy(p.v_last + first, v, static_cast<size_t>(count) * 4);
+  });
+}
+
+template <Surrogate kind, bool Hard, bool Detach>
+void backward(const LifBackward& p) {
+  const LifNeuron n = p.neuron;
+  const float width = p.width;
+  const int threads = useful_threads(p.T * p.M, p.threads);
+  float* const sums = p.scratch + int64_t{p.threads} * (p.T + 1) * kPiece;  // of grad_tau, one a piece
+  parallel_for(0, threads, threads, [&](int64_t thread) {
+    float* const potentials = p.scratch + thread * (p.T + 1) * kPiece;  // u before each reset
+    float* const grad_v = potentials + p.T * kPiece;
+    for (int64_t piece = pieces(p.M) * thread / threads; piece < pieces(p.M) * (thread + 1) / threads; ++piece) {
+      const int64_t first = piece * kPiece, count = min(kPiece, p.M - first);
+      const float* const v0 = p.v + first;
+      for (int64_t t = 0; t < p.T; ++t) {
+        const float* __restrict x = p.x + t * p.x_stride + first;
+        const float* before = potentials + (t - 1) * kPiece;
+        float* __restrict u = potentials + t * kPiece;
+        if (t == 0)
+          for (int64_t i = 0; i < count; ++i) u[i] = n.tau * v0[i] + x[i];
+        else
+          for (int64_t i = 0; i < count; ++i)
+            u[i] = n.tau * reset<Hard>(before[i], before[i] > n.v_threshold, n) + x[i];
+      }
+      if (p.grad_v_last)
+        std::memcpy(grad_v, p.grad_v_last + first, static_cast<size_t>(count) * 4);
+      else
+        std::memset(grad_v, 0, static_cast<size_t>(count) * 4);
+      float tau_sum = 0.f;
+      for (int64_t t = p.T - 1; t >= 0; --t) {
+        const float* __restrict u = potentials + t * kPiece;
+        const float* __restrict grad_s = p.grad_spikes + t * p.M + first;
+        float* __restrict grad_x = p.grad_x + t * p.M + first;
+        float* __restrict gv = grad_v;
+        for (int64_t i = 0; i < count; ++i) {
+          const bool spike = u[i] > n.v_threshold;
+          const float dv_ds = Hard ? n.v_reset - u[i] : -n.v_threshold;
+          const float grad_spike = Detach ? grad_s[i] : grad_s[i] + gv[i] * dv_ds;
+          const float through = Hard && spike ? 0.f : gv[i];
+          const float grad_u = grad_spike * derivative<kind>(u[i] - n.v_threshold, width) + through;
+          grad_x[i] = grad_u;
+          gv[i] = n.tau * grad_u;
+        }
+        if (!p.grad_tau) continue;
+        const float* before = u - kPiece;
+#pragma omp simd reduction(+ : tau_sum)
+        for (int64_t i = 0; i < count; ++i)
+          tau_sum += grad_x[i] * (t == 0 ? v0[i] : reset<Hard>(before[i], before[i] > n.v_threshold, n));
+      }
+      std::memcpy(p.grad_v + first, grad_v, static_cast<size_t>(count) * 4);
+      if (p.grad_tau) sums[piece] = tau_sum;
+    }
+  });
+  if (p.grad_tau) {
+    double total = 0;
+    for (int64_t piece = 0; piece < pieces(p.M); ++piece) total += sums[piece];
+    *p.grad_tau = total;
+  }
+}
+
+template <Surrogate kind>
+void backward_of(const LifBackward& p) {
+  if (p.neuron.hard_reset)
+    p.detach_reset ? backward<kind, true, true>(p) : backward<kind, true, false>(p);
+  else
+    p.detach_reset ? backward<kind, false, true>(p) : backward<kind, false, false>(p);
+}
+
+}  // namespace
+
+void lif_forward(const LifForward& p) { p.neuron.hard_reset ? forward<true>(p) : forward<false>(p); }
+
+int64_t lif_backward_scratch(const LifBackward& p) {
+  return int64_t{p.threads} * (p.T + 1) * kPiece + (p.grad_tau ? pieces(p.M) : 0);
+}
+
+void lif_backward(const LifBackward& p) {
+  switch (p.surrogate) {
+    case Surrogate::triangle: return backward_of<Surrogate::triangle>(p);
+    case Surrogate::rectangle: return backward_of<Surrogate::rectangle>(p);
+    case Surrogate::sigmoid: return backward_of<Surrogate::sigmoid>(p);
+    default: return backward_of<Surrogate::atan>(p);
+  }
+}
+
+}  // namespace esl::ESL_ISA

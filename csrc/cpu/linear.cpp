@@ -1,0 +1,633 @@
+// Op linear. Work is cut into strips of 16 output channels x 64 lanes; a strip is accumulated in L1 and leaves once, as
+// rows (transposed on the way) or as a panel. Inside a strip, tiles of up to 4 channels x 4 vectors live in registers.
+//
+// Floor, per active weight and 64 lanes: forward on spikes 4 masked adds, or 1 permute + 1 add per 4 weights by tables;
+// gradients 4 fused multiply-adds or masked adds each. docs/decisions.md has the figures.
+#include "esl/linear.h"
+
+#include "esl/panels.h"
+#include "esl/parallel.h"
+
+namespace esl::ESL_ISA {
+namespace {
+
+constexpr int kStrip = 16;          // output channels per strip
+constexpr int kForwardGroups = 16;  // groups that share one set of tables: their strips are 64 KB, in L2
+constexpr int kGradGroups = 32;     // groups per partial sum of a weight gradient: 4 rows of them fit in L1
+constexpr int kGradGroupsFloat = 8;
+constexpr int64_t kWorkPerThread = 1 << 17;  // multiply-adds worth a second thread
+
+inline int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }
+inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+inline int64_t align64(int64_t bytes) { return (bytes + 63) & ~int64_t{63}; }
+
+// One direction of the product: out[o] += w * source[s], with the blocks listed by output block.
+struct Side {
+  const int32_t *ptr, *block, *offset;  // offset null: a block stands where it is listed
+  int64_t outs, sources;                // channels
+  int64_t bo, bs;                       // block extent along outputs and along sources
+  int64_t wo, ws;                       // stride of a weight along outputs and along sources
+  const float* values;
+  int64_t block_size;
+
+  const float* weights(int64_t p) const { return values + (offset ? offset[p] : p) * block_size; }
+  int64_t strips() const { return ceil_div(outs, kStrip); }
+};
+
+Side by_rows(const BlockSparse& w) {
+  return {w.crow, w.col, nullptr, w.rows, w.cols, w.bm, w.bn, w.bn, 1, w.values, w.bm * w.bn};
+}
+Side by_cols(const BlockSparse& w) {
+  return {w.ccol, w.row_t, w.offset_t, w.cols, w.rows, w.bn, w.bm, 1, w.bn, w.values, w.bm * w.bn};
+}
+
+int useful_threads(const BlockSparse& w, const Lanes& lanes, int threads) {
+  const int32_t* ptr = w.crow ? w.crow : w.ccol;
+  const int64_t blocks = ptr[w.crow ? ceil_div(w.rows, w.bm) : ceil_div(w.cols, w.bn)];
+  const int64_t useful = 1 + (blocks * w.bm * w.bn + w.rows + w.cols) * lanes.count() / kWorkPerThread;
+  return static_cast<int>(min(threads, useful));
+}
+
+// f(task, thread) for tasks of uneven cost: a thread takes the next one when it is free.
+template <class F>
+void parallel_tasks(int64_t tasks, int threads, F f) {
+  int64_t next = 0;
+  parallel_for(0, min(threads, tasks), threads, [&](int64_t thread) {
+    for (;;) {
+      int64_t task;
+#pragma omp atomic capture
+      task = next++;
+      if (task >= tasks) return;
+      f(task, thread);
+    }
+  });
+}
+
+// A strip leaves: 16 channels x 64 lanes at `tile`, channel stride `stride`, to channels [o, o + n) of group g.
+void emit(const float* tile, int64_t stride, const Activation& y, int64_t channels, const LaneRows& lanes, int64_t g,
+          int64_t o, int n, bool zero_padding) {
+  if (y.panels) {
+    float* out = static_cast<float*>(y.data) + (g * channels + o) * kWord;
+    for (int k = 0; k < n; ++k) {
+      std::memcpy(out + k * kWord, tile + k * stride, kWord * sizeof(float));
+      if (zero_padding)
+        for (int l = 0; l < kWord; ++l)
+          if (lanes.row[l] < 0) out[k * kWord + l] = 0.f;
+    }
+    return;
+  }
+  for (int q = 0; q < lanes.quarters; ++q) {
+    if (y.dtype == Dtype::f32)
+      panel_to_rows(tile + q * 16, stride, static_cast<float*>(y.data), channels, lanes.row + q * 16, o, n);
+    else
+      panel_to_rows(tile + q * 16, stride, static_cast<bf16*>(y.data), channels, lanes.row + q * 16, o, n);
+  }
+}
+
+// ---- tiles: TM outputs x R vectors, accumulators in registers. Overhanging outputs compute garbage that never leaves;
+// overhanging sources are not visited.
+
+// Float sources: panel [sources, 64], from lane 16 * q on.
+struct FloatTile {
+  template <int TM, int R>
+  static void run(const Side& s, int64_t ob, int64_t inside, const float* panel, int q, float* tile) {
+  f32x16 acc[TM][R];
+  for (int i = 0; i < TM; ++i)
+    for (int j = 0; j < R; ++j) acc[i][j] = load(tile + i * kWord + (q + j) * 16);
+  for (int64_t p = s.ptr[ob]; p < s.ptr[ob + 1]; ++p) {
+    const int64_t first = s.block[p] * s.bs, n = min(s.bs, s.sources - first);
+    const float* x = panel + first * kWord + q * 16;
+    const float* v = s.weights(p) + inside * s.wo;
+    for (int64_t c = 0; c < n; ++c, x += kWord, v += s.ws) {
+      f32x16 source[R];
+      for (int j = 0; j < R; ++j) source[j] = load(x + j * 16);
+      for (int i = 0; i < TM; ++i) {
+        const f32x16 weight = set1(v[i * s.wo]);
+        for (int j = 0; j < R; ++j) acc[i][j] = fmadd(source[j], weight, acc[i][j]);
+      }
+    }
+  }
+  for (int i = 0; i < TM; ++i)
+    for (int j = 0; j < R; ++j) store(tile + i * kWord + (q + j) * 16, acc[i][j]);
+}
+};
+
+// Spikes: words [sources] of one group as 16-bit quarters.
+struct SpikeTile {
+  template <int TM, int R>
+  static void run(const Side& s, int64_t ob, int64_t inside, const uint64_t* words, int q, float* tile) {
+  f32x16 acc[TM][R];
+  for (int i = 0; i < TM; ++i)
+    for (int j = 0; j < R; ++j) acc[i][j] = load(tile + i * kWord + (q + j) * 16);
+  for (int64_t p = s.ptr[ob]; p < s.ptr[ob + 1]; ++p) {
+    const int64_t first = s.block[p] * s.bs, n = min(s.bs, s.sources - first);
+    const float* v = s.weights(p) + inside * s.wo;
+    for (int64_t c = 0; c < n; ++c, v += s.ws) {
+      uint16_t bits[4];
+      std::memcpy(bits, words + first + c, 8);
+      for (int i = 0; i < TM; ++i) {
+        const f32x16 weight = set1(v[i * s.wo]);
+        for (int j = 0; j < R; ++j) acc[i][j] = add_where(acc[i][j], bits[q + j], weight);
+      }
+    }
+  }
+  for (int i = 0; i < TM; ++i)
+    for (int j = 0; j < R; ++j) store(tile + i * kWord + (q + j) * 16, acc[i][j]);
+}
+};
+
+// One strip of one group through tiles of min(bo, 4) outputs.
+template <class Tile, class Source>
+void strip_tiles(const Side& s, int64_t strip, const Source* source, int quarters, float* strip_tile) {
+  const int64_t first = strip * kStrip, n = min(kStrip, s.outs - first), tm = min(4, s.bo);
+  for (int64_t o = 0; o < n; o += tm) {
+    const int64_t ob = (first + o) / s.bo, inside = (first + o) % s.bo;
+    float* tile = strip_tile + o * kWord;
+    for (int q = 0; q < quarters;) {
+      const bool wide = q + kTileVectors <= quarters;
+      switch (tm * 2 + wide) {
+        case 3: Tile::template run<1, kTileVectors>(s, ob, inside, source, q, tile); break;
+        case 5: Tile::template run<2, kTileVectors>(s, ob, inside, source, q, tile); break;
+        case 9: Tile::template run<4, kTileVectors>(s, ob, inside, source, q, tile); break;
+        case 2: Tile::template run<1, 1>(s, ob, inside, source, q, tile); break;
+        case 4: Tile::template run<2, 1>(s, ob, inside, source, q, tile); break;
+        default: Tile::template run<4, 1>(s, ob, inside, source, q, tile); break;
+      }
+      q += wide ? kTileVectors : 1;
+    }
+  }
+}
+
+void start_strip(const float* bias, int64_t o, int64_t n, float* tile) {
+  for (int64_t k = 0; k < kStrip; ++k) {
+    const f32x16 b = set1(bias && k < n ? bias[o + k] : 0.f);
+    for (int j = 0; j < 4; ++j) store(tile + k * kWord + j * 16, b);
+  }
+}
+
+#if defined(ESL_ISA_AVX512)
+// ---- forward by tables: the 16 sums of 4 weights, chosen per lane by a 4-bit index.
+
+constexpr int kTables = 256;  // tables built at a time: 16 KB, in L1
+
+// Spikes of 4 channels as one nibble a lane: nibbles [groups, ceil(cols / 4), 4 quarters]. In a word the nibbles of even
+// lanes come first, so that one broadcast and one variable shift put lane e's nibble into element e.
+void to_nibbles(const uint64_t* words, int64_t channels, int64_t g, uint64_t* nibbles) {
+  const int64_t fours = ceil_div(channels, 4);
+  constexpr uint64_t kEven = 0x5555555555555555ull, kNibble = 0x1111111111111111ull;
+  for (int64_t f = 0; f < fours; ++f) {
+    uint64_t out[4] = {0, 0, 0, 0};
+    for (int64_t k = 0; k < min(4, channels - f * 4); ++k) {
+      const uint64_t w = words[g * channels + f * 4 + k];
+      const uint64_t even = _pext_u64(w, kEven), odd = _pext_u64(w, ~kEven);
+      for (int q = 0; q < 4; ++q) {
+        const uint64_t lanes = (even >> (8 * q) & 255) | (odd >> (8 * q) & 255) << 8;
+        out[q] |= _pdep_u64(lanes, kNibble << k);
+      }
+    }
+    std::memcpy(nibbles + (g * fours + f) * 4, out, sizeof(out));
+  }
+}
+
+inline __m512i nibble_index(const uint64_t* nibbles) {
+  const __m512i shift = _mm512_setr_epi32(0, 0, 4, 4, 8, 8, 12, 12, 16, 16, 20, 20, 24, 24, 28, 28);
+  return _mm512_srlv_epi32(_mm512_set1_epi64(static_cast<int64_t>(*nibbles)), shift);
+}
+
+// tables[t] for TM rows of one (block, 4 channels): element k is the sum of the weights whose bit is set in k.
+template <int TM>
+inline void build_tables(const float* v, int64_t wo, int64_t valid, float* tables) {
+  constexpr __mmask16 kBit[4] = {0xAAAA, 0xCCCC, 0xF0F0, 0xFF00};
+  for (int i = 0; i < TM; ++i) {
+    __m512 t = _mm512_setzero_ps();
+    for (int k = 0; k < 4; ++k)
+      if (k < valid) t = _mm512_mask_add_ps(t, kBit[k], t, _mm512_set1_ps(v[i * wo + k]));
+    _mm512_store_ps(tables + i * 16, t);
+  }
+}
+
+template <int TM, int R>
+inline void table_tile(const float* tables, const int64_t* where, int n, const uint64_t* nibbles, int q, float* tile) {
+  f32x16 acc[TM][R];
+  for (int i = 0; i < TM; ++i)
+    for (int j = 0; j < R; ++j) acc[i][j] = load(tile + i * kWord + (q + j) * 16);
+  for (int e = 0; e < n; ++e) {
+    const uint64_t* bits = nibbles + where[e] + q;
+    __m512i index[R];
+    for (int j = 0; j < R; ++j) index[j] = nibble_index(bits + j);
+    for (int i = 0; i < TM; ++i) {
+      const __m512 t = _mm512_load_ps(tables + (e * TM + i) * 16);
+      for (int j = 0; j < R; ++j) acc[i][j].v = _mm512_add_ps(acc[i][j].v, _mm512_permutexvar_ps(index[j], t));
+    }
+  }
+  for (int i = 0; i < TM; ++i)
+    for (int j = 0; j < R; ++j) store(tile + i * kWord + (q + j) * 16, acc[i][j]);
+}
+
+// TM outputs of all groups [g0, g1): tables are built once for all of them.
+template <int TM>
+void table_rows(const Side& s, int64_t ob, int64_t inside, const uint64_t* nibbles, int64_t g0, int64_t g1,
+                int last_quarters, int64_t groups, float* tiles) {
+  alignas(64) float tables[kTables * 16];
+  int64_t where[kTables];
+  const int64_t fours = ceil_div(s.sources, 4);
+  int n = 0;
+  const auto flush = [&] {
+    for (int64_t g = g0; g < g1; ++g) {
+      const uint64_t* bits = nibbles + g * fours * 4;
+      float* tile = tiles + (g - g0) * kStrip * kWord;
+      const int quarters = g + 1 == groups ? last_quarters : 4;
+      if (quarters == 4)
+        table_tile<TM, 4>(tables, where, n, bits, 0, tile);
+      else
+        for (int q = 0; q < quarters; ++q) table_tile<TM, 1>(tables, where, n, bits, q, tile);
+    }
+    n = 0;
+  };
+  for (int64_t p = s.ptr[ob]; p < s.ptr[ob + 1]; ++p) {
+    const int64_t first = s.block[p] * s.bs, valid = min(s.bs, s.sources - first);
+    const float* v = s.weights(p) + inside * s.wo;
+    for (int64_t c = 0; c < valid; c += 4) {
+      build_tables<TM>(v + c, s.wo, valid - c, tables + n * TM * 16);
+      where[n++] = first + c;  // 4 words per 4 channels
+      if (n * TM == kTables) flush();
+    }
+  }
+  if (n) flush();
+}
+
+void table_strip(const Side& s, int64_t strip, const uint64_t* nibbles, int64_t g0, int64_t g1, int last_quarters,
+                 int64_t groups, float* tiles) {
+  const int64_t first = strip * kStrip, n = min(kStrip, s.outs - first), tm = min(4, s.bo);
+  for (int64_t o = 0; o < n; o += tm) {
+    const int64_t ob = (first + o) / s.bo, inside = (first + o) % s.bo;
+    float* t = tiles + o * kWord;
+    if (tm == 4)
+      table_rows<4>(s, ob, inside, nibbles, g0, g1, last_quarters, groups, t);
+    else if (tm == 2)
+      table_rows<2>(s, ob, inside, nibbles, g0, g1, last_quarters, groups, t);
+    else
+      table_rows<1>(s, ob, inside, nibbles, g0, g1, last_quarters, groups, t);
+  }
+}
+#endif
+
+// ---- sources as panels
+
+// Words of one group to a float panel: sum of 2^plane * scale where the bit is set.
+void words_to_panel(const uint64_t* words, int64_t plane_stride, int planes, float scale, int64_t channels,
+                    float* panel) {
+  for (int64_t c = 0; c < channels; ++c)
+    for (int q = 0; q < 4; ++q) {
+      f32x16 v = zero();
+      for (int p = 0; p < planes; ++p)
+        v = add_where(v, static_cast<uint16_t>(words[p * plane_stride + c] >> (16 * q)),
+                      set1(scale * static_cast<float>(1 << p)));
+      store(panel + c * kWord + q * 16, v);
+    }
+}
+
+// Where the float panel of a group comes from: it is there, or it is made from rows or words in scratch.
+struct Source {
+  Activation x;
+  const uint64_t* words;
+  int planes;
+  float scale;
+  int64_t channels;
+  Lanes lanes;
+
+  bool in_place() const { return !words && x.panels; }
+  const float* panel(int64_t g) const { return static_cast<const float*>(x.data) + g * channels * kWord; }
+  void make(int64_t g, float* out) const {
+    if (words)
+      words_to_panel(words + g * channels, lanes.groups() * channels, planes, scale, channels, out);
+    else if (x.dtype == Dtype::f32)
+      group_to_panel(static_cast<const float*>(x.data), channels, LaneRows(lanes, g), out);
+    else
+      group_to_panel(static_cast<const bf16*>(x.data), channels, LaneRows(lanes, g), out);
+  }
+};
+
+// out = sum over blocks of w * source, from float panels. Groups go to threads in contiguous shares, so that a panel made
+// by a thread is multiplied by it while in L2; fewer groups than threads are cut by strips instead.
+// `panels` [slots, sources, 64]: a slot per group if slots == groups (kept for the caller), else one per thread.
+void multiply(const Side& s, const Source& source, const float* bias, const Activation& y, bool zero_padding,
+              float* panels, int64_t slots, int threads) {
+  const int64_t groups = source.lanes.groups(), strips = s.strips(), panel_size = s.sources * kWord;
+  const bool by_group = groups >= threads;
+  const auto run = [&](int64_t g, const float* panel, int64_t strip0, int64_t strip1) {
+    const LaneRows lanes(source.lanes, g);
+    alignas(64) float tile[kStrip * kWord];
+    for (int64_t strip = strip0; strip < strip1; ++strip) {
+      const int64_t o = strip * kStrip, n = min(kStrip, s.outs - o);
+      start_strip(bias, o, n, tile);
+      strip_tiles<FloatTile>(s, strip, panel, lanes.quarters, tile);
+      emit(tile, kWord, y, s.outs, lanes, g, o, static_cast<int>(n), zero_padding);
+    }
+  };
+  if (by_group) {
+    parallel_for(0, threads, threads, [&](int64_t t) {
+      for (int64_t g = groups * t / threads; g < groups * (t + 1) / threads; ++g) {
+        const float* panel = source.panel(g);
+        if (!source.in_place()) {
+          float* made = panels + (slots == groups ? g : t) * panel_size;
+          source.make(g, made);
+          panel = made;
+        }
+        run(g, panel, 0, strips);
+      }
+    });
+    return;
+  }
+  if (!source.in_place())
+    parallel_for(0, groups, threads, [&](int64_t g) { source.make(g, panels + g * panel_size); });
+  const int64_t cuts = min(strips, threads);
+  parallel_for(0, groups * cuts, threads, [&](int64_t task) {
+    const int64_t g = task / cuts, cut = task % cuts;
+    run(g, source.in_place() ? source.panel(g) : panels + g * panel_size, strips * cut / cuts,
+        strips * (cut + 1) / cuts);
+  });
+}
+
+// ---- forward on spikes
+
+bool use_tables(const LinearForward& p) {
+#if defined(ESL_ISA_AVX512)
+  return p.kernel == SpikeKernel::tables || (p.kernel == SpikeKernel::automatic && p.w.bn % 4 == 0);
+#else
+  (void)p;
+  return false;
+#endif
+}
+
+bool binary(const uint64_t* words, int planes, float scale) { return words && planes == 1 && scale == 1.f; }
+
+int64_t strip_bytes(int threads) { return int64_t{threads} * kForwardGroups * kStrip * kWord * 4; }
+int64_t nibble_bytes(int64_t groups, int64_t channels) { return groups * ceil_div(channels, 4) * 32; }
+
+void multiply_spikes(const LinearForward& p, int threads) {
+  const Side s = by_rows(p.w);
+  const int64_t groups = p.lanes.groups(), strips = s.strips(), chunks = ceil_div(groups, kForwardGroups);
+  float* const strip_scratch = static_cast<float*>(p.scratch);
+#if defined(ESL_ISA_AVX512)
+  const bool tables = use_tables(p);
+  auto* const nibbles = reinterpret_cast<uint64_t*>(static_cast<char*>(p.scratch) + strip_bytes(threads));
+  if (tables) parallel_for(0, groups, threads, [&](int64_t g) { to_nibbles(p.words, p.w.cols, g, nibbles); });
+  const int last_quarters = groups ? LaneRows(p.lanes, groups - 1).quarters : 0;
+#endif
+  parallel_tasks(chunks * strips, threads, [&](int64_t task, int64_t thread) {
+    const int64_t g0 = task / strips * kForwardGroups, g1 = min(groups, g0 + kForwardGroups), strip = task % strips;
+    const int64_t o = strip * kStrip, n = min(kStrip, s.outs - o);
+    float* const tiles = strip_scratch + thread * kForwardGroups * kStrip * kWord;
+    for (int64_t g = g0; g < g1; ++g) start_strip(p.bias, o, n, tiles + (g - g0) * kStrip * kWord);
+#if defined(ESL_ISA_AVX512)
+    if (tables) table_strip(s, strip, nibbles, g0, g1, last_quarters, groups, tiles);
+#endif
+    for (int64_t g = g0; g < g1; ++g) {
+      const LaneRows lanes(p.lanes, g);
+      float* tile = tiles + (g - g0) * kStrip * kWord;
+#if defined(ESL_ISA_AVX512)
+      if (!tables)
+#endif
+        strip_tiles<SpikeTile>(s, strip, p.words + g * p.w.cols, lanes.quarters, tile);
+      emit(tile, kWord, p.y, s.outs, lanes, g, o, static_cast<int>(n), false);
+    }
+  });
+}
+
+// ---- weight gradient: for a strip of 16 rows and a fixed chunk of groups, each block's sum over lanes. Chunks are added
+// in order by the one thread that owns the strip: bits do not depend on the number of threads.
+
+// Words [groups, channels] to [ceil(channels / 4), groups, 4]: a block's masks then stand in one piece.
+void to_channel_major(const uint64_t* words, int64_t channels, int64_t groups, int64_t f, uint64_t* out) {
+  const int64_t n = min(4, channels - f * 4);
+  for (int64_t g = 0; g < groups; ++g)
+    for (int64_t k = 0; k < 4; ++k) out[(f * groups + g) * 4 + k] = k < n ? words[g * channels + f * 4 + k] : 0;
+}
+
+// Sums of TM * TN vectors, out[i * TN + k].
+template <int N>
+inline void sum_all(const f32x16* acc, float* out) {
+#if defined(ESL_ISA_AVX512)
+  if constexpr (N == 16) {
+    f32x16 m[16];
+    for (int i = 0; i < 16; ++i) m[i] = acc[i];
+    transpose(m);
+    for (int step = 8; step; step >>= 1)
+      for (int i = 0; i < step; ++i) m[i] = m[i] + m[i + step];
+    store(out, m[0]);
+    return;
+  }
+#endif
+  for (int i = 0; i < N; ++i) out[i] = sum(acc[i]);
+}
+
+// y: TM rows at stride `stride`, 64 lanes per group.
+template <int TM, int TN>
+inline void spike_gradient(const float* y, int64_t stride, const uint64_t* words, int64_t groups, float* out) {
+  f32x16 acc[TM * TN];
+  for (int i = 0; i < TM * TN; ++i) acc[i] = zero();
+  for (int64_t g = 0; g < groups; ++g) {
+    uint16_t bits[TN][4];
+    for (int k = 0; k < TN; ++k) std::memcpy(bits[k], words + g * 4 + k, 8);
+    for (int q = 0; q < 4; ++q) {
+      f32x16 rows[TM];
+      for (int i = 0; i < TM; ++i) rows[i] = load(y + i * stride + g * kWord + q * 16);
+      for (int k = 0; k < TN; ++k)
+        for (int i = 0; i < TM; ++i) acc[i * TN + k] = add_where(acc[i * TN + k], bits[k][q], rows[i]);
+    }
+  }
+  sum_all<TM * TN>(acc, out);
+}
+
+// x: TN channels, 64 apart; groups `x_stride` apart.
+template <int TM, int TN>
+inline void float_gradient(const float* y, int64_t stride, const float* x, int64_t x_stride, int64_t groups,
+                           float* out) {
+  f32x16 acc[TM * TN];
+  for (int i = 0; i < TM * TN; ++i) acc[i] = zero();
+  for (int64_t g = 0; g < groups; ++g)
+    for (int q = 0; q < 4; ++q) {
+      f32x16 rows[TM];
+      for (int i = 0; i < TM; ++i) rows[i] = load(y + i * stride + g * kWord + q * 16);
+      for (int k = 0; k < TN; ++k) {
+        const f32x16 source = load(x + g * x_stride + k * kWord + q * 16);
+        for (int i = 0; i < TM; ++i) acc[i * TN + k] = fmadd(rows[i], source, acc[i * TN + k]);
+      }
+    }
+  sum_all<TM * TN>(acc, out);
+}
+
+struct GradSource {
+  const uint64_t* words;  // [ceil(cols / 4), groups, 4], or null
+  const float* panels;    // [groups, cols, 64]
+  int64_t groups, cols;
+};
+
+// Gradients of TM rows of block p, for groups [g0, g1), added to (or, in the first chunk, written to) dv.
+template <int TM, int TN>
+void block_gradient(const GradSource& x, const float* y, int64_t stride, int64_t g0, int64_t g1, int64_t first,
+                    int64_t bn, int64_t rows, float* dv) {
+  for (int64_t c = 0; c < bn; c += TN) {
+    const int64_t channel = first + c, valid = min(TN, x.cols - channel);
+    float part[TM * TN] = {};
+    if (valid > 0) {
+      if (x.words) {
+        const uint64_t* words = x.words + (channel / 4 * x.groups + g0) * 4 + channel % 4;
+        spike_gradient<TM, TN>(y, stride, words, g1 - g0, part);
+      } else if (valid == TN) {
+        const float* panel = x.panels + (g0 * x.cols + channel) * kWord;
+        float_gradient<TM, TN>(y, stride, panel, x.cols * kWord, g1 - g0, part);
+      } else {
+        float column[TM];
+        for (int64_t k = 0; k < valid; ++k) {
+          const float* panel = x.panels + (g0 * x.cols + channel + k) * kWord;
+          float_gradient<TM, 1>(y, stride, panel, x.cols * kWord, g1 - g0, column);
+          for (int i = 0; i < TM; ++i) part[i * TN + k] = column[i];
+        }
+      }
+    }
+    for (int64_t i = 0; i < TM; ++i)
+      for (int64_t k = 0; k < TN; ++k) {
+        const float v = i < rows && k < valid ? part[i * TN + k] : 0.f;
+        float* out = dv + i * bn + c + k;
+        *out = g0 ? *out + v : v;
+      }
+  }
+}
+
+void strip_gradient(const LinearBackward& p, const GradSource& x, const float* y, int64_t stride, int64_t strip,
+                    int64_t g0, int64_t g1) {
+  const BlockSparse& w = p.w;
+  const int64_t o = strip * kStrip, tm = min(4, w.bm), tn = min(4, w.bn);
+  // A block's overhanging rows may reach past the last strip row that exists: they belong to the last strip.
+  const int64_t end = min(kStrip, ceil_div(w.rows, w.bm) * w.bm - o);
+  for (int64_t r = 0; r < end; r += tm) {
+    const int64_t rb = (o + r) / w.bm, inside = (o + r) % w.bm, rows = w.rows - (o + r);
+    const float* tile = y + r * stride;
+    for (int64_t q = w.crow[rb]; q < w.crow[rb + 1]; ++q) {
+      float* dv = p.grad_values + q * w.bm * w.bn + inside * w.bn;
+      const int64_t first = w.col[q] * w.bn;
+      switch (tm * 8 + tn) {
+        case 9: block_gradient<1, 1>(x, tile, stride, g0, g1, first, w.bn, rows, dv); break;
+        case 10: block_gradient<1, 2>(x, tile, stride, g0, g1, first, w.bn, rows, dv); break;
+        case 12: block_gradient<1, 4>(x, tile, stride, g0, g1, first, w.bn, rows, dv); break;
+        case 17: block_gradient<2, 1>(x, tile, stride, g0, g1, first, w.bn, rows, dv); break;
+        case 18: block_gradient<2, 2>(x, tile, stride, g0, g1, first, w.bn, rows, dv); break;
+        case 20: block_gradient<2, 4>(x, tile, stride, g0, g1, first, w.bn, rows, dv); break;
+        case 33: block_gradient<4, 1>(x, tile, stride, g0, g1, first, w.bn, rows, dv); break;
+        case 34: block_gradient<4, 2>(x, tile, stride, g0, g1, first, w.bn, rows, dv); break;
+        default: block_gradient<4, 4>(x, tile, stride, g0, g1, first, w.bn, rows, dv); break;
+      }
+    }
+  }
+}
+
+void strip_bias(const float* y, int64_t stride, int64_t lanes, int64_t n, bool add, float* out) {
+  for (int64_t r = 0; r < n; ++r) {
+    f32x16 acc = zero();
+    for (int64_t l = 0; l < lanes; l += 16) acc = acc + load(y + r * stride + l);
+    out[r] = add ? out[r] + sum(acc) : sum(acc);
+  }
+}
+
+// grad: panels [groups, rows, 64].
+void weight_gradient(const LinearBackward& p, const GradSource& x, const float* grad, int chunk, float* scratch,
+                     int threads) {
+  const int64_t groups = p.lanes.groups(), stride = int64_t{chunk} * kWord;
+  const int64_t strips = ceil_div(ceil_div(p.w.rows, p.w.bm) * p.w.bm, kStrip);
+  parallel_tasks(strips, threads, [&](int64_t strip, int64_t thread) {
+    float* y = scratch + thread * kStrip * stride;
+    const int64_t o = strip * kStrip, n = min(kStrip, p.w.rows - o);
+    for (int64_t g0 = 0; g0 == 0 || g0 < groups; g0 += chunk) {
+      const int64_t g1 = min(groups, g0 + chunk);
+      for (int64_t r = 0; r < kStrip; ++r)
+        for (int64_t g = g0; g < g1; ++g)
+          if (r < n)
+            std::memcpy(y + r * stride + (g - g0) * kWord, grad + (g * p.w.rows + o + r) * kWord, kWord * 4);
+          else
+            std::memset(y + r * stride + (g - g0) * kWord, 0, kWord * 4);
+      if (p.grad_values) strip_gradient(p, x, y, stride, strip, g0, g1);
+      if (p.grad_bias && n > 0) strip_bias(y, stride, (g1 - g0) * kWord, n, g0 > 0, p.grad_bias + o);
+    }
+  });
+}
+
+struct BackwardScratch {
+  int64_t grad_panels, x_panels, words, strips, total;
+};
+
+BackwardScratch backward_scratch(const LinearBackward& p) {
+  const int64_t groups = p.lanes.groups();
+  const bool sums = p.grad_values || p.grad_bias;
+  const bool spikes = binary(p.words, p.planes, p.scale);
+  BackwardScratch s{};
+  s.grad_panels = p.grad.panels ? 0 : align64(groups * p.w.rows * kWord * 4);
+  s.x_panels = p.grad_values && !spikes && !(!p.words && p.x.panels) ? align64(groups * p.w.cols * kWord * 4) : 0;
+  s.words = p.grad_values && spikes ? align64(nibble_bytes(groups, p.w.cols)) : 0;
+  s.strips = sums ? int64_t{p.threads} * kStrip * kGradGroups * kWord * 4 : 0;
+  s.total = s.grad_panels + s.x_panels + s.words + s.strips;
+  return s;
+}
+
+}  // namespace
+
+int64_t linear_forward_scratch(const LinearForward& p) {
+  const int64_t groups = p.lanes.groups();
+  if (binary(p.words, p.planes, p.scale))
+    return strip_bytes(p.threads) + (use_tables(p) ? nibble_bytes(groups, p.w.cols) : 0);
+  const int64_t slots = min(groups, p.threads);
+  return !p.words && p.x.panels ? 0 : slots * p.w.cols * kWord * 4;
+}
+
+void linear_forward(const LinearForward& p) {
+  const int threads = useful_threads(p.w, p.lanes, p.threads);
+  if (binary(p.words, p.planes, p.scale)) {
+    multiply_spikes(p, threads);
+    return;
+  }
+  const Source source{p.x, p.words, p.planes, p.scale, p.w.cols, p.lanes};
+  const int64_t groups = p.lanes.groups();
+  multiply(by_rows(p.w), source, p.bias, p.y, false, static_cast<float*>(p.scratch), min(groups, p.threads), threads);
+}
+
+int64_t linear_backward_scratch(const LinearBackward& p) { return backward_scratch(p).total; }
+
+void linear_backward(const LinearBackward& p) {
+  const int threads = useful_threads(p.w, p.lanes, p.threads);
+  const BackwardScratch sizes = backward_scratch(p);
+  char* at = static_cast<char*>(p.scratch);
+  const auto take = [&at](int64_t bytes) {
+    char* here = at;
+    at += bytes;
+    return here;
+  };
+  float* const grad_panels = reinterpret_cast<float*>(take(sizes.grad_panels));
+  float* const x_panels = reinterpret_cast<float*>(take(sizes.x_panels));
+  auto* const words = reinterpret_cast<uint64_t*>(take(sizes.words));
+  float* const strips = reinterpret_cast<float*>(take(sizes.strips));
+  const int64_t groups = p.lanes.groups();
+
+  const Source grad{p.grad, nullptr, 0, 1.f, p.w.rows, p.lanes};
+  if (p.grad_x.data)  // leaves the gradient's panels behind
+    multiply(by_cols(p.w), grad, nullptr, p.grad_x, true, grad_panels, groups, threads);
+  else if (!grad.in_place())
+    parallel_for(0, groups, threads, [&](int64_t g) { grad.make(g, grad_panels + g * p.w.rows * kWord); });
+  if (!p.grad_values && !p.grad_bias) return;
+
+  const float* const y = grad.in_place() ? grad.panel(0) : grad_panels;
+  GradSource x{nullptr, nullptr, groups, p.w.cols};
+  const Source source{p.x, p.words, p.planes, p.scale, p.w.cols, p.lanes};
+  if (sizes.words) {
+    parallel_for(0, ceil_div(p.w.cols, 4), threads,
+                 [&](int64_t f) { to_channel_major(p.words, p.w.cols, groups, f, words); });
+    x.words = words;
+  } else if (p.grad_values) {
+    if (!source.in_place())
+      parallel_for(0, groups, threads, [&](int64_t g) { source.make(g, x_panels + g * p.w.cols * kWord); });
+    x.panels = source.in_place() ? source.panel(0) : x_panels;
+  }
+  weight_gradient(p, x, y, x.words || !p.grad_values ? kGradGroups : kGradGroupsFloat, strips, threads);
+}
+
+}  // namespace esl::ESL_ISA

@@ -1,0 +1,48 @@
+// Op pack: float rows <-> spike words and panels.
+#pragma once
+
+#include <cstdint>
+
+#include "esl/isa.h"
+#include "esl/lanes.h"
+
+namespace esl {
+
+struct PackParams {
+  Lanes lanes;
+  int64_t channels;
+  int planes;
+  float scale;
+  const void* rows;  // [T * B, channels]
+  Dtype dtype;
+  uint64_t* words;  // [planes, groups, channels]
+  int threads;
+};
+
+struct UnpackParams {
+  Lanes lanes;
+  int64_t channels;
+  int planes;
+  float scale;
+  const uint64_t* words;
+  void* rows;
+  Dtype dtype;
+  int threads;
+};
+
+struct PanelParams {
+  Lanes lanes;
+  int64_t channels;
+  void* rows;
+  Dtype dtype;
+  float* panels;  // [groups, channels, 64]
+  int threads;
+};
+
+// False if an element is not scale * k with 0 <= k < 2^planes; the words are then unfinished.
+ESL_DECLARE_CPU(bool pack(const PackParams& p))
+ESL_DECLARE_CPU(void unpack(const UnpackParams& p))
+ESL_DECLARE_CPU(void to_panels(const PanelParams& p))  // padding lanes become zero
+ESL_DECLARE_CPU(void from_panels(const PanelParams& p))
+
+}  // namespace esl
