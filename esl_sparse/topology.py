@@ -46,7 +46,8 @@ class BlockLayout(NamedTuple):
     """How a logical weight ``[rows, cols]`` is cut into blocks.
 
     ``rows`` splits into ``groups`` equal parts and ``cols`` into ``taps`` equal parts; no block straddles a part.
-    A linear layer has one of each; a convolution has one tap per kernel position.
+    A linear layer has one of each; a convolution has one tap per kernel position, and ``cols / taps`` input channels
+    of the row's own group.
     """
 
     rows: int
@@ -257,7 +258,7 @@ class BlockTopology:
     @property
     def density(self) -> float:
         """Active weights over potential weights."""
-        total = self.layout.rows * self.layout.cols // self.layout.groups
+        total = self.layout.rows * self.layout.cols
         return self.nnz / total if total else 0.0
 
     def index_tensors(self) -> Iterator[Tensor]:
