@@ -178,8 +178,8 @@ def assert_close(name: str, actual: torch.Tensor, exact: np.ndarray, bound: np.n
 def check(case: Case, kind: str, form: str, dtype: str, device: str = "cpu") -> None:
     """Compare the result and every gradient with the oracle.
 
-    form: ``rows`` (float rows; the op packs them unless the kind is float), ``packed`` (PackedSpikes, to rows)
-    or ``panels`` (PackedSpikes, to panels).
+    form: ``rows`` (float rows; the op packs them unless the kind is float), ``packed`` (PackedSpikes to rows)
+    or ``panels`` (PackedSpikes to panels).
     """
     p = Problem(case, kind, dtype, device)
     T, B = case.T, case.B
