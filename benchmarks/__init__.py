@@ -1,0 +1,1 @@
+"""Benchmarks, ``python -m benchmarks.run NAME``: tables of provider x case, stored as JSON."""

@@ -1,0 +1,78 @@
+"""What is measured: the tables of cases, the targets, and the tiny sizes of ``--quick``."""
+
+from __future__ import annotations
+
+from itertools import product
+from typing import NamedTuple
+
+
+class LinearCase(NamedTuple):
+    """A linear layer on ``lanes`` rows (time steps x batch) of spikes that fire at ``rate``."""
+
+    inputs: int
+    outputs: int
+    lanes: int
+    rate: float
+
+    @property
+    def shape(self) -> str:
+        return f"{self.inputs}-{self.outputs}"
+
+    def __str__(self) -> str:
+        return f"{self.shape}, {self.lanes} lanes, firing rate {self.rate:g}"
+
+
+DENSITIES = (1.0, 0.5, 0.3, 0.1, 0.05, 0.01)
+TARGET_CASE = LinearCase(1024, 1024, 2048, 0.1)
+
+# The full product; values of the target case come first on each axis, so it is measured first.
+LINEAR_CASES = [
+    LinearCase(*shape, lanes, rate)
+    for shape, lanes, rate in product(((1024, 1024), (784, 800), (4096, 4096)), (2048, 512), (0.1, 0.02, 0.3))
+]
+
+
+def in_default_table(case: LinearCase, density: float) -> bool:
+    """The target case in full; elsewhere three densities, other rates at the target's size only."""
+    if case == TARGET_CASE:
+        return True
+    if case.rate != TARGET_CASE.rate:
+        return case[:3] == TARGET_CASE[:3] and density == 0.1
+    return density in (0.3, 0.1, 0.01)
+
+
+QUICK_LINEAR_CASES = [LinearCase(48, 40, 32, 0.1)]
+QUICK_DENSITIES = (1.0, 0.1)
+
+# provider, density, forward+backward at least so many times faster than nn.Linear; at TARGET_CASE
+LINEAR_TARGETS = (("4x4", 0.1, 6.0), ("4x4", 0.05, 8.5), ("1x1", 0.1, 3.0))
+# provider, the density below which forward+backward beats nn.Linear is at least; at TARGET_CASE
+BREAK_EVEN_TARGETS = (("4x4", 0.75),)
+
+OVERHEAD_CASE = LinearCase(16, 16, 16, 0.1)
+OVERHEAD_DENSITIES = (1.0, 0.5)
+OVERHEAD_TARGET = 2.0  # times nn.Linear, at most
+
+LIF_SHAPE = (4, 16, 128, 24, 24)  # T, N, C, H, W
+QUICK_LIF_SHAPE = (2, 2, 3, 4, 4)
+LIF_TARGET = 6.0  # times a warm clone of the input, at most
+
+
+class MemoryCase(NamedTuple):
+    """A linear layer ``neurons -> neurons`` with LIF, trained by Adam on ``T`` steps of ``N`` samples."""
+
+    neurons: int
+    N: int
+    T: int
+    rate: float
+
+    def __str__(self) -> str:
+        shape = f"{self.neurons} -> {self.neurons} linear + LIF"
+        return f"{shape}, N={self.N}, T={self.T}, firing rate {self.rate:g}"
+
+
+MEMORY_CASE = MemoryCase(16384, 16, 20, 0.1)
+QUICK_MEMORY_CASE = MemoryCase(1024, 2, 2, 0.1)
+MEMORY_DENSITIES = (1.0, 0.5, 0.2, 0.1, 0.05, 0.02, 0.01)
+# provider, weight state (values + index + gradient + Adam) at density d at most so many times d of dense
+STATE_TARGETS = (("4x4", 1.1), ("1x1", 1.8))

@@ -1,0 +1,247 @@
+"""``memory``: what training a 16,384-neuron layer costs in memory, and how that falls with density.
+
+Each variant trains in its own process, so that a peak is its own. Peaks are resident memory above what the
+process held after imports and one tiny training step (which loads the libraries' own scratch). Linux only.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+import esl_sparse as esl
+
+from . import cases
+from .cases import MemoryCase
+from .providers import LINEAR
+from .report import Report
+
+HELP = "peak training memory and samples/s of a large layer over density"
+ROOT = Path(__file__).parent.parent
+WARM_STEPS = 1
+
+# The parts of a peak, in the order of the table. ``index``: of the blocks, or the mask. ``batch``: input, its
+# gradient and the target. ``saved``: what forward keeps for backward beside parameters, index and batch.
+# ``arena``: reused scratch. ``other``: the rest: results in flight, temporaries, what malloc still holds.
+PARTS = ("weights", "gradients", "optimiser", "index", "batch", "saved", "arena", "other")
+MB = 1e6
+
+
+# ---- one variant, in its own process
+
+
+def _status(field: str) -> int:
+    """Bytes of a ``/proc/self/status`` field: VmRSS now, VmHWM peak."""
+    found = re.search(rf"{field}:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    assert found is not None
+    return int(found[1]) * 1024
+
+
+def _reset_peak() -> None:
+    Path("/proc/self/clear_refs").write_text("5")
+
+
+def _bytes(tensors: Iterable[Tensor | None]) -> int:
+    """Storage bytes, each storage once."""
+    storages = [t.untyped_storage() for t in tensors if t is not None]
+    return sum({s.data_ptr(): s.nbytes() for s in storages}.values())
+
+
+def _network(provider: str, neurons: int, density: float) -> nn.Module:
+    # The neurons are ours in every variant: variants differ in their weights only.
+    return nn.Sequential(LINEAR[provider](neurons, neurons, density), esl.nn.LIF())
+
+
+def _batch(case: MemoryCase) -> tuple[Tensor, Tensor]:
+    x = torch.bernoulli(torch.full((case.T, case.N, case.neurons), case.rate))
+    return x.requires_grad_(), torch.rand(case.N, case.neurons)  # a gradient, as inside a deeper network
+
+
+def _step(model: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor, target: Tensor) -> None:
+    optimizer.zero_grad()
+    x.grad = None
+    loss = (model(x).mean(0) - target).square().mean()
+    loss.backward()
+    optimizer.step()
+
+
+def _saved(model: nn.Module, x: Tensor, known: Iterable[Tensor]) -> int:
+    """Bytes that one forward keeps for backward, each storage once, without those of ``known``."""
+    skip = {t.untyped_storage().data_ptr() for t in known}
+    kept: dict[int, int] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in skip:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor.detach()  # an output that holds itself would never be freed
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        model(x)
+    return sum(kept.values())
+
+
+def train(provider: str, density: float, case: MemoryCase, steps: int) -> dict:
+    """Train in this process; returns bytes and speed."""
+    tiny = MemoryCase(64, 2, 2, case.rate)
+    model = _network(provider, tiny.neurons, 1.0)
+    _step(model, torch.optim.Adam(model.parameters()), *_batch(tiny))
+    esl.arena.release()
+    del model
+
+    baseline = _status("VmRSS")
+    _reset_peak()
+    model = _network(provider, case.neurons, density)
+    optimizer = torch.optim.Adam(model.parameters())
+    building = _status("VmHWM") - baseline
+    x, target = _batch(case)
+    _reset_peak()
+    seconds = []
+    for _ in range(WARM_STEPS + steps):
+        start = time.perf_counter()
+        _step(model, optimizer, x, target)
+        seconds.append(time.perf_counter() - start)
+    peak = _status("VmHWM") - baseline
+
+    parameters, buffers = list(model.parameters()), list(model.buffers())
+    slots = [v for state in optimizer.state.values() for v in state.values() if isinstance(v, Tensor)]
+    parts = {
+        "weights": _bytes(parameters),
+        "gradients": _bytes(p.grad for p in parameters),
+        "optimiser": _bytes(slots),
+        "index": _bytes(buffers),
+        "batch": _bytes([x, x.grad, target]),
+        "saved": _saved(model, x, [*parameters, *buffers, x, target]),
+        "arena": esl.arena.bytes,
+    }
+    parts["other"] = peak - sum(parts.values())
+    return {
+        "peak": peak,
+        "building": building,
+        **parts,
+        "step_seconds": [float(f"{s:.4g}") for s in seconds[WARM_STEPS:]],
+        "samples_per_second": float(f"{case.N / statistics.median(seconds[WARM_STEPS:]):.4g}"),
+    }
+
+
+def _child(request: str) -> None:
+    options = json.loads(request)
+    torch.set_num_threads(options["threads"])
+    torch.manual_seed(options["seed"])
+    case = MemoryCase(*options["case"])
+    print(json.dumps(train(options["provider"], options["density"], case, options["steps"])))
+
+
+# ---- the sweep
+
+
+def measure(provider: str, density: float, case: MemoryCase, args: argparse.Namespace) -> dict:
+    """A row; where the process dies (no memory), one with ``error``."""
+    request = {"provider": provider, "density": density, "case": case, "steps": args.steps}
+    request |= {"threads": args.threads, "seed": args.seed}
+    command = [sys.executable, "-m", "benchmarks.memory", json.dumps(request)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    row = {"provider": provider, "density": density}
+    if done.returncode:
+        last = (done.stderr.strip().splitlines() or [""])[-1]
+        return row | {"error": f"exit status {done.returncode}: {last}"}
+    return row | json.loads(done.stdout.splitlines()[-1])
+
+
+def state_ratio(row: dict, dense: dict) -> float:
+    """Bytes of values, gradient, Adam and index, over the density's share of dense."""
+    state = sum(row[part] for part in ("weights", "gradients", "optimiser", "index"))
+    return state / sum(dense[part] for part in ("weights", "gradients", "optimiser")) / row["density"]
+
+
+def fit(points: Iterable[tuple[float, float]]) -> tuple[float, float]:
+    """Least-squares line through ``(density, bytes)``: slope, intercept."""
+    return statistics.linear_regression(*zip(*points, strict=True))
+
+
+def print_row(row: dict, dense: dict | None) -> None:
+    head = f"{row['provider']:11}{row['density']:7g}"
+    if "error" in row:
+        print(f"{head}  {row['error']}", flush=True)
+        return
+    share = f"{row['peak'] / dense['peak']:6.3f}x" if dense else f"{'':7}"
+    megabytes = "".join(f"{row[part] / MB:10.1f}" for part in ("building", *PARTS))
+    speed = row["samples_per_second"]
+    faster = f"{speed / dense['samples_per_second']:6.2f}x" if dense else ""
+    print(f"{head}{row['peak'] / MB:9.1f} {share}{megabytes}{speed:10.4g} {faster}", flush=True)
+
+
+def print_summary(report: Report, rows: list[dict]) -> None:
+    dense = next((row for row in rows if row["provider"] == "dense"), None)
+    fits = []
+    for provider, bound in cases.STATE_TARGETS:
+        ours = [row for row in rows if row["provider"] == provider]
+        if len(ours) > 1:
+            slope, intercept = fit((row["density"], row["peak"]) for row in ours)
+            fits.append({"provider": provider, "slope": round(slope), "intercept": round(intercept)})
+            print(f"\n{provider}: peak = {slope / MB:.0f} MB x density + {intercept / MB:.0f} MB")
+            if dense:
+                print(f"  dense: {dense['peak'] / MB:.0f} MB; slope {slope / dense['peak']:.3f} of it")
+        worst = max((state_ratio(row, dense) for row in ours), default=None) if dense else None
+        what = f"weight state of {provider} at density d, times d of dense"
+        report.target(what, f"<= {bound:g}", worst, None if worst is None else worst <= bound)
+    report.set("fits", fits)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--sweep", action="store_true", help="all densities, and 1x1 blocks too")
+    parser.add_argument("--density", nargs="+", type=float, help="densities instead of 0.1")
+    parser.add_argument("--provider", nargs="+", choices=list(LINEAR), help="instead of dense dense+mask 4x4")
+    parser.add_argument("--steps", type=int, default=5, help=f"timed steps, after {WARM_STEPS} more")
+
+
+def is_default(args: argparse.Namespace) -> bool:
+    return args.sweep and not args.density and not args.provider
+
+
+def variants(args: argparse.Namespace) -> list[tuple[str, float]]:
+    densities = args.density or (cases.MEMORY_DENSITIES if args.sweep else (0.1,))
+    providers = args.provider or ["dense", "dense+mask", "4x4", *(["1x1"] if args.sweep else [])]
+    if args.quick:
+        densities, providers = cases.QUICK_DENSITIES, args.provider or ["dense", "4x4"]
+    chosen = []
+    for provider in providers:
+        if provider == "dense":
+            chosen.append((provider, 1.0))
+        elif provider == "dense+mask":
+            chosen.append((provider, 0.1))  # neither its memory nor its time depends on the density
+        else:
+            chosen += [(provider, density) for density in densities]
+    return chosen
+
+
+def run(args: argparse.Namespace, report: Report) -> None:
+    case = cases.QUICK_MEMORY_CASE if args.quick else cases.MEMORY_CASE
+    args.steps = 1 if args.quick else args.steps
+    conditions = {"case": case._asdict(), "steps": args.steps, "optimiser": "torch.optim.Adam, defaults"}
+    report.set("conditions", conditions)
+    report.set("method", "peak resident memory above the process's own, a process for each point")
+    print(f"\n{case}; Adam; MB (1e6 bytes) above the process's own; one process each, not interleaved")
+    columns = "".join(f"{name:>10}" for name in ("building", *PARTS, "samples/s"))
+    print(f"{'provider':11}density     peak /dense {columns}  /dense")
+    dense = None
+    for provider, density in variants(args):
+        row = measure(provider, density, case, args)
+        dense = row if provider == "dense" and "error" not in row else dense
+        print_row(row, dense)
+        report.add([row])
+    print_summary(report, [row for row in report.rows if "error" not in row])
+
+
+if __name__ == "__main__":
+    _child(sys.argv[1])

@@ -1,0 +1,114 @@
+"""Each benchmark runs on tiny sizes and stores what the plots are drawn from; no figure is looked at."""
+
+import json
+
+import pytest
+
+pytest.importorskip("psutil", reason="needs the extra [bench]")
+
+from benchmarks import linear, memory, report, timing
+from benchmarks.run import BENCHMARKS, command_line, main, parse
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    return tmp_path_factory.mktemp("results")
+
+
+@pytest.mark.parametrize("name", BENCHMARKS)
+def test_quick_run_stores_valid_json(name, results, capsys):
+    sweep = ["--sweep"] if name == "memory" else []
+    path = results / f"{name}.json"
+    main([name, "--quick", *sweep, "--output", str(path)])
+    stored = json.loads(path.read_text())
+    assert stored["benchmark"] == name
+    assert stored["command"] == " ".join(["python -m benchmarks.run", name, "--quick", *sweep])
+    assert stored["machine"]["torch"] and stored["machine"]["threads"] >= 1
+    assert stored["method"] and stored["targets"]
+    assert stored["rows"] and not any("error" in row for row in stored["rows"])
+    assert "target: " in capsys.readouterr().out
+
+
+def test_plots_are_drawn_from_stored_results(results):
+    pytest.importorskip("matplotlib")
+    from benchmarks import plot
+
+    for name in BENCHMARKS:
+        if not (results / f"{name}.json").exists():
+            main([name, "--quick", "--output", str(results / f"{name}.json")])
+    plot.main(["--results", str(results)])
+    for name in ("linear", "lif", "memory", "overview"):
+        assert (results / f"{name}.png").stat().st_size > 10_000
+
+
+def test_every_provider_is_measured_in_every_mode(results, capsys):
+    main(["linear", "--quick", "--output", str(results / "all.json")])
+    rows = report.load("all", results)["rows"]
+    cells = {(row["provider"], row["mode"], row["density"]) for row in rows}
+    assert len(cells) == len(rows) == len(linear.LINEAR) * len(linear.MODES) * 2
+
+
+def test_what_loses_says_so():
+    row = {"provider": "4x4", "ms": [9, 10.0, 11], "speedup": [0.7, 0.8, 0.9], "runs": 9}
+    assert linear.cell(row) == "10 0.8x LOSES"
+    assert linear.cell(row | {"speedup": [1, 1.25, 2], "runs": 1}) == "10* 1.2x"
+
+
+@pytest.mark.parametrize(
+    ("points", "expected"),
+    [
+        ([(0.1, 4.0), (1.0, 0.25)], (0.316, "=")),
+        ([(0.5, 1.6), (0.1, 8.0), (1.0, 0.8)], (0.8, "=")),
+        ([(0.1, 4.0), (0.5, 2.0)], (0.5, ">=")),
+        ([(0.1, 0.4), (0.5, 0.2)], (0.1, "<")),
+    ],
+)
+def test_break_even(points, expected):
+    density, sign = linear.break_even(points)
+    assert (round(density, 3), sign) == expected
+
+
+def test_ratios_are_taken_inside_a_round():
+    # The machine halves its speed between the rounds: the ratio does not change.
+    timing_ = timing.Timing(seconds=[1.0, 2.0, 4.0], baseline=[3.0, 6.0, 12.0])
+    assert timing_.speedup == (3.0, 3.0, 3.0)
+    assert timing_.cost.median == pytest.approx(1 / 3)
+
+
+def test_hopeless_runs_once(monkeypatch):
+    calls = {"base": 0, "slow": 0}
+    clock = iter(range(10**6))
+    monkeypatch.setattr(timing.time, "perf_counter", lambda: next(clock) * 0.1)
+
+    def run(name, ticks):
+        def body():
+            calls[name] += 1
+            for _ in range(ticks):
+                next(clock)
+
+        return body
+
+    measured = timing.measure({"base": run("base", 1), "slow": run("slow", 50)}, "base", rounds=7)
+    assert calls == {"base": 9, "slow": 1}
+    assert len(measured["base"].seconds) == 7 and len(measured["slow"].seconds) == 1
+
+
+def test_filters_and_what_is_stored():
+    assert parse(["linear"]).output == report.RESULTS / "linear.json"
+    assert parse(["linear", "--density", "0.1"]).output is None
+    assert parse(["linear", "--full"]).output is None
+    assert parse(["memory"]).output is None
+    args = parse(["linear", "--case", "784-800", "--lanes", "512", "--density", "0.1", "0.05"])
+    assert {(case.shape, case.lanes) for case, _ in linear.selected(args)} == {("784-800", 512)}
+    assert all(densities == [0.1, 0.05] for _, densities in linear.selected(args))
+    with pytest.raises(SystemExit, match="no case"):
+        linear.selected(parse(["linear", "--case", "1-1"]))
+    assert (
+        command_line(["lif", "--output", "x.json", "--seed", "1"]) == "python -m benchmarks.run lif --seed 1"
+    )
+
+
+def test_a_child_that_dies_is_reported():
+    args = parse(["memory", "--quick"])
+    row = memory.measure("no such provider", 0.1, memory.cases.QUICK_MEMORY_CASE, args)
+    assert "KeyError" in row["error"]

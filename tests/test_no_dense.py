@@ -1,0 +1,71 @@
+"""Nothing of dense size, not even a bitmap of the weight, is allocated from construction to Adam's step."""
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+import esl_sparse as esl
+from esl_sparse import _native
+
+pytestmark = pytest.mark.skipif(not _native.available(), reason="the references build the dense weight")
+
+SIZE, LANES = 8192, (4, 16)  # 64 lanes: activations of 2 MB beside a dense weight of 268 MB
+BITMAP = SIZE * SIZE // 8
+
+
+class LargestAllocation(TorchDispatchMode):
+    """Keeps the largest storage that any op returns; looks inside our own ops too, where no mode normally is."""
+
+    def __init__(self):
+        super().__init__()
+        self.bytes, self.op = 0, ""
+        self.seen = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.seen.add(func.namespace)
+        if func.namespace == "esl_sparse":
+            with self:  # straight to the kernel, whose own allocations then come back here
+                result = func.redispatch(
+                    torch._C.DispatchKeySet(torch._C.DispatchKey.CPU), *args, **(kwargs or {})
+                )
+        else:
+            result = func(*args, **(kwargs or {}))
+        for leaf in tree_leaves(result):
+            if isinstance(leaf, torch.Tensor) and leaf.layout == torch.strided:
+                nbytes = leaf.untyped_storage().nbytes()
+                if nbytes > self.bytes:
+                    self.bytes, self.op = nbytes, str(func)
+        return result
+
+
+def train(block_size):
+    layer = esl.nn.SparseLinear(SIZE, SIZE, density=0.005, block_size=block_size)
+    model = torch.nn.Sequential(layer, esl.nn.LIF())
+    optimizer = torch.optim.Adam(model.parameters())
+    x = torch.bernoulli(torch.full((*LANES, SIZE), 0.1)).requires_grad_()
+    for _ in range(2):
+        optimizer.zero_grad()
+        model(x).mean().backward()
+        optimizer.step()
+
+
+@pytest.mark.parametrize("block_size", [1, 4, 16])
+def test_training_never_allocates_dense_size(block_size):
+    esl.arena.release()  # or a large buffer of another test serves unseen
+    with LargestAllocation() as largest:
+        train(block_size)
+    assert "esl_sparse" in largest.seen
+    assert 0 < largest.bytes < BITMAP, (
+        f"{largest.op} allocated {largest.bytes} bytes; a bitmap takes {BITMAP}"
+    )
+
+
+def test_the_recorder_sees_what_our_ops_allocate():
+    """Otherwise the test above would pass whatever the kernels do."""
+    esl.arena.release()
+    layer = esl.nn.SparseLinear(64, 64, density=0.5)
+    x = torch.bernoulli(torch.full((16, 64), 0.1))
+    with esl._backends.use("reference"), LargestAllocation() as largest:
+        layer(x)
+    assert largest.bytes >= 64 * 64 * 4
