@@ -7,18 +7,28 @@ from . import functional, nn
 from ._backends import backends
 from ._version import __version__
 from .arena import arena
+from .convert import densify, sparsify
+from .memory import memory_report
 from .nn import reset
 from .packed import PackedSpikes
+from .rewire import GROW_RULES, PRUNE_RULES, Rewirer, RewireReport
 from .topology import BlockLayout, BlockTopology
 
 __all__ = [
+    "GROW_RULES",
+    "PRUNE_RULES",
     "BlockLayout",
     "BlockTopology",
     "PackedSpikes",
+    "RewireReport",
+    "Rewirer",
     "__version__",
     "arena",
     "backends",
+    "densify",
     "functional",
+    "memory_report",
     "nn",
     "reset",
+    "sparsify",
 ]

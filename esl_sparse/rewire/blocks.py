@@ -1,0 +1,118 @@
+"""What rules see of a layer: the blocks that may go, and the places that may come."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..topology import BlockLayout, random_absent_ids
+from .ever_active import EverActive
+from .layers import SparseLayer
+from .select import contains_sorted, smallest
+
+
+@dataclass(frozen=True)
+class ActiveBlocks:
+    """The ``n`` blocks of one layer that a prune rule may choose from.
+
+    Attributes:
+        name: the layer's.
+        ids: int64 ``[n]``: ``row_block * col_blocks + col_block``, sorted.
+        values: ``[n, bm, bn]``. grad: likewise, or None. Entries outside the weight are 0.
+        valid: which entries lie inside the weight, bool ``[n, bm, bn]``; None if all do.
+        seed: of the order among equal scores.
+        generator: source of a rule's own randomness.
+    """
+
+    name: str
+    layout: BlockLayout
+    ids: Tensor
+    values: Tensor
+    grad: Tensor | None
+    valid: Tensor | None
+    seed: int
+    generator: torch.Generator
+
+    @property
+    def count(self) -> int:
+        return self.ids.numel()
+
+    def sum(self, entries: Tensor) -> Tensor:
+        """Sum over each block's entries inside the weight: ``[n, bm, bn]`` -> float32 ``[n]``."""
+        if self.valid is not None:
+            entries = entries.masked_fill(~self.valid, 0)
+        return entries.sum((1, 2), dtype=torch.float32)
+
+    def mean(self, entries: Tensor) -> Tensor:
+        """Mean over each block's entries inside the weight: ``[n, bm, bn]`` -> float32 ``[n]``."""
+        inside = self.layout.bm * self.layout.bn if self.valid is None else self.valid.sum((1, 2))
+        return self.sum(entries) / inside
+
+    def smallest(self, score: Tensor, count: int, among: Tensor | None = None) -> Tensor:
+        """Positions of the ``count`` smallest scores; ties by seeded hash of the block.
+
+        ``score`` is ``[n]``; with ``among`` (int64 positions, ``[m]``) only these blocks are chosen from.
+        """
+        if among is None:
+            return smallest(score, self.ids, count, self.seed)
+        return among[smallest(score[among], self.ids[among], count, self.seed)]
+
+
+@dataclass(frozen=True)
+class AbsentBlocks:
+    """The places of one layer that a grow rule may choose from: those just pruned are among them.
+
+    Attributes:
+        name: the layer's.
+        active: int64 ids of the blocks that stay, sorted; every other id below ``layout.blocks`` may be
+            grown.
+        ever_active: record of the places that have been active before, ``active`` and those just pruned
+            included.
+        seed: of the order among equal scores.
+        generator: source of randomness.
+    """
+
+    name: str
+    layout: BlockLayout
+    active: Tensor
+    ever_active: EverActive
+    seed: int
+    generator: torch.Generator
+
+    @property
+    def count(self) -> int:
+        return self.layout.blocks - self.active.numel()
+
+    def contains(self, ids: Tensor) -> Tensor:
+        """Which of the ids are absent, bool."""
+        return ~contains_sorted(self.active, ids)
+
+    def random(self, count: int) -> Tensor:
+        """``count`` absent ids, uniform without replacement; sorted int64."""
+        return random_absent_ids(self.active, self.layout.blocks, count, self.generator)
+
+    def largest(self, score: Tensor, ids: Tensor, count: int) -> Tensor:
+        """The ``count`` of these absent ids with the largest score; ties by seeded hash of the id."""
+        return ids[smallest(-score, ids, count, self.seed)]
+
+
+def inside(layer: SparseLayer) -> tuple[Tensor, Tensor | None]:
+    """Values with 0 outside the weight, and which entries lie inside it (None: all)."""
+    values, topology = layer.values.detach(), layer.topology
+    if not topology.layout.overhangs:
+        return values, None
+    valid = topology.valid()
+    return values.masked_fill(~valid, 0), valid
+
+
+def checked_choice(kind: str, name: str, choice: Tensor, count: int, bound: int) -> Tensor:
+    """What a rule returned, sorted, if it is ``count`` different integers in ``[0, bound)``."""
+    if not isinstance(choice, Tensor) or choice.dtype != torch.int64 or choice.shape != (count,):
+        got = f"{choice.dtype} {tuple(choice.shape)}" if isinstance(choice, Tensor) else type(choice).__name__
+        raise ValueError(f"{kind}: expected the rule to return int64 ({count},) for {name}, got {got}")
+    choice = choice.sort().values
+    if choice[0] < 0 or choice[-1] >= bound or bool((choice[1:] == choice[:-1]).any()):
+        raise ValueError(f"{kind}: the rule returned repeated or out-of-range choices for {name}")
+    return choice

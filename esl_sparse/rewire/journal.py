@@ -1,0 +1,43 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+class Journal:
+    """Makes a series of changes all or nothing: leaving the context by an exception takes them back.
+
+    Each change first notes how to undo it, which needs no memory when it is done; undoing twice or without
+    the change is harmless. The cost is a copy of everything written.
+    """
+
+    def __init__(self) -> None:
+        self._undo: list[Callable[[], object]] = []
+
+    def __enter__(self) -> Journal:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is not None:
+            with torch.no_grad():
+                for undo in reversed(self._undo):
+                    undo()
+
+    def note(self, undo: Callable[[], object]) -> None:
+        self._undo.append(undo)
+
+    def write_(self, tensor: Tensor, new: Tensor) -> None:
+        """Copy ``new`` into ``tensor``."""
+        with torch.no_grad():
+            before = tensor.detach().clone()
+            self.note(lambda: tensor.copy_(before))
+            tensor.copy_(new)
+
+    def set(self, owner: object, name: str, new: Any) -> None:
+        """Set an attribute."""
+        before = getattr(owner, name)
+        self.note(lambda: setattr(owner, name, before))
+        setattr(owner, name, new)

@@ -1,0 +1,43 @@
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class LayerReport:
+    """What an update did to one layer.
+
+    Attributes:
+        name: the layer's.
+        pruned: blocks that the prune rule chose.
+        grown: blocks that were absent before and are present now; less than ``pruned`` where pruned places
+            were chosen again.
+        density: active weights over all, after the update.
+        r_s: share of all blocks that have been active at any time.
+    """
+
+    name: str
+    pruned: int
+    grown: int
+    density: float
+    r_s: float
+
+
+@dataclass(frozen=True)
+class RewireReport:
+    """One update: ``str()`` gives a table, ``dataclasses.asdict`` plain values for logs."""
+
+    iteration: int
+    f_decay: float
+    layers: tuple[LayerReport, ...]
+
+    def __str__(self) -> str:
+        width = max([5, *(len(layer.name) for layer in self.layers)])
+        head = f"{'layer':<{width}}  {'pruned':>11}  {'grown':>11}  {'density':>8}  {'R_s':>6}"
+        rows = [
+            f"{r.name:<{width}}  {r.pruned:>11,}  {r.grown:>11,}  {r.density:>8.4f}  {r.r_s:>6.4f}"
+            for r in self.layers
+        ]
+        return "\n".join(
+            [f"rewired at iteration {self.iteration:,}, f_decay {self.f_decay:.4f}", head, *rows]
+        )

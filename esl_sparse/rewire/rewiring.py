@@ -1,0 +1,47 @@
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..topology import BlockTopology
+from .select import contains_sorted, merge_sorted
+
+
+@dataclass(frozen=True)
+class Rewiring:
+    """Where the blocks of one layer stand after an update, and where each came from.
+
+    Attributes:
+        topology: the new one, free-standing.
+        source: int32 ``[nnzb]``: position before the update; 0, meaning nothing, for grown blocks.
+        grown: int64 positions of the blocks that were absent before.
+    """
+
+    topology: BlockTopology
+    source: Tensor
+    grown: Tensor
+
+    @classmethod
+    def of(cls, topology: BlockTopology, ids: Tensor, stays: Tensor, chosen: Tensor) -> Rewiring:
+        """Take away blocks and add others.
+
+        Args:
+            topology: the present one. ids: its block ids.
+            stays: bool ``[nnzb]``. chosen: sorted ids that come; some may be those of blocks that do not
+                stay.
+        """
+        new_ids, is_chosen = merge_sorted(ids[stays], chosen)
+        is_regrown = contains_sorted(ids, chosen)
+        source = torch.zeros_like(new_ids, dtype=torch.int32)
+        source[~is_chosen] = stays.nonzero().squeeze(1).int()
+        places = is_chosen.nonzero().squeeze(1)
+        source[places[is_regrown]] = torch.searchsorted(ids, chosen[is_regrown]).int()
+        return cls(BlockTopology.from_block_ids(new_ids, topology.layout), source, places[~is_regrown])
+
+    def carry(self, tensor: Tensor, fill: Tensor | float = 0.0) -> Tensor:
+        """``tensor [nnzb, ...]`` in the new order; grown blocks hold ``fill``, a number or ``[1, ...]``."""
+        moved = tensor.detach().index_select(0, self.source.to(tensor.device))
+        moved[self.grown.to(tensor.device)] = torch.as_tensor(fill, dtype=moved.dtype, device=moved.device)
+        return moved
