@@ -1,0 +1,94 @@
+"""From a configuration to the parts of a run: model, loss, optimiser, schedule and rewiring."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.optim.lr_scheduler import ConstantLR, CosineAnnealingLR, LRScheduler
+
+from ..data import Dataset
+from ..models import SpikingMLP
+from ..nn import SparseLinear, TETLoss
+from ..rewire import Rewirer
+from .config import TrainConfig
+from .masked import MaskedLinear, MaskRewirer
+
+
+class Parts(NamedTuple):
+    model: nn.Module
+    loss: nn.Module
+    optimizer: torch.optim.Optimizer
+    scheduler: LRScheduler
+    rewirer: Rewirer | MaskRewirer | None
+
+
+class MeanLoss(nn.Module):
+    """Cross-entropy of the output averaged over time (`[T, N, classes]`)."""
+
+    def forward(self, outputs: Tensor, target: Tensor) -> Tensor:
+        return F.cross_entropy(outputs.mean(0), target)
+
+
+def build(config: TrainConfig, dataset: Dataset, total_steps: int) -> Parts:
+    """Seeds torch's global generator: the parts depend on the configuration alone."""
+    torch.manual_seed(config.seed)
+    model = SpikingMLP(
+        dataset.features,
+        config.hidden,
+        dataset.classes,
+        T=config.T,
+        tau=config.tau,
+        readout=config.readout,
+        linear=partial(_linear, config, torch.Generator().manual_seed(config.seed)),
+    )
+    optimizer = _optimizer(config, model)
+    if config.schedule == "cosine":
+        scheduler: LRScheduler = CosineAnnealingLR(optimizer, total_steps)
+    else:
+        scheduler = ConstantLR(optimizer, factor=1.0)
+    return Parts(
+        model,
+        TETLoss() if config.loss == "tet" else MeanLoss(),
+        optimizer,
+        scheduler,
+        _rewirer(config, model, optimizer, total_steps),
+    )
+
+
+def _linear(config: TrainConfig, generator: torch.Generator, n: int, m: int, input: str) -> nn.Module:
+    if config.structure == "dense":
+        return nn.Linear(n, m)
+    if config.structure == "mask":
+        return MaskedLinear(n, m, density=config.density, generator=generator)
+    return SparseLinear(
+        n, m, density=config.density, block_size=config.block_size, input=input, generator=generator
+    )
+
+
+def _optimizer(config: TrainConfig, model: nn.Module) -> torch.optim.Optimizer:
+    if config.optimizer == "sgd":
+        return torch.optim.SGD(model.parameters(), config.lr, momentum=0.9)
+    kinds = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
+    return kinds[config.optimizer](model.parameters(), config.lr, fused=True)
+
+
+def _rewirer(
+    config: TrainConfig, model: nn.Module, optimizer: torch.optim.Optimizer, total_steps: int
+) -> Rewirer | MaskRewirer | None:
+    if not config.evolves:
+        return None
+    kind: Any = Rewirer if config.structure == "evolve" else MaskRewirer
+    return kind(
+        model,
+        optimizer,
+        prune=config.prune,
+        grow=config.grow,
+        alpha=config.alpha,
+        interval=config.interval,
+        t_end=round(config.t_end * total_steps),
+        generator=torch.Generator().manual_seed(config.seed),
+    )

@@ -1,0 +1,242 @@
+"""The commands of `esl-sparse`."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import click
+import torch
+from click.core import ParameterSource
+from rich.console import Console
+from rich.panel import Panel
+from rich.progress import Progress, TaskID
+
+from .. import backends
+from .._version import __version__
+from ..checkpoint import load_checkpoint
+from ..data import DATASETS, DataNotFoundError, Dataset, load
+from .config import TrainConfig
+from .demo import VARIANTS, VariantResult, run_variant
+from .display import TrainDisplay, comparison, demo_card, progress_bar, result_card
+from .options import AT_LEAST_1, EXISTING, FOLDER, config_options, flag, machine_options
+from .plots import plot_run
+from .protocol import ROWS, run_protocol, write_tables
+from .run_folder import RunFolder, read_result
+from .signals import stop_requests
+from .train import CHECKPOINT, Interrupted, Trainer
+
+console = Console()
+INTERRUPTED = 130
+
+
+@click.group(invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="esl_sparse")
+@click.pass_context
+def cli(ctx: click.Context) -> None:
+    """Train spiking neural networks sparse from scratch."""
+    if ctx.invoked_subcommand is None:
+        click.echo(ctx.get_help())
+
+
+@cli.command()
+@config_options()
+@machine_options
+@click.option("--run-dir", type=FOLDER, help="Folder of the run.  [default: a new one in runs/]")
+@click.option("--resume", type=EXISTING, help="Run folder, or its checkpoint, to continue exactly.")
+@click.option(
+    "--checkpoint-every", type=AT_LEAST_1, default=1, show_default=True, help="Epochs between checkpoints."
+)
+@click.pass_context
+def train(
+    ctx: click.Context,
+    threads: int | None,
+    data_dir: Path | None,
+    run_dir: Path | None,
+    resume: Path | None,
+    checkpoint_every: int,
+    **options: Any,
+) -> None:
+    """Train a spiking network; everything about the run goes into one folder."""
+    set_threads(threads)
+    with stop_requests() as should_stop:
+        if resume:
+            _refuse_changes(ctx, {*options, "run_dir"})
+            folder = resume if resume.is_dir() else resume.parent
+            trainer = _resumed(folder, data_dir, checkpoint_every)
+        else:
+            trainer = _new(options, data_dir, run_dir, checkpoint_every)
+        try:
+            result = trainer.fit(should_stop)
+        except Interrupted:
+            console.print(
+                f"Interrupted after iteration {trainer.iteration:,} of {trainer.total_steps:,}; continue:\n"
+                f"  esl-sparse train --resume {trainer.folder}",
+                soft_wrap=True,
+                highlight=False,
+            )
+            ctx.exit(INTERRUPTED)
+    console.print(result_card(trainer.config, result))
+    console.print(f"Run folder: {trainer.folder}", soft_wrap=True, highlight=False)
+
+
+@cli.command()
+@click.option("--epochs", type=AT_LEAST_1, default=12, show_default=True, help="Epochs of each network.")
+@click.option("--data", type=click.Choice(tuple(DATASETS)), default="mnist", show_default=True)
+@machine_options
+def demo(epochs: int, data: str, threads: int | None, data_dir: Path | None) -> None:
+    """Train one spiking network dense, masked and block-sparse, and compare them (three minutes)."""
+    set_threads(threads)
+    data = load_or_digits(data, data_dir).name
+    results: dict[str, VariantResult] = {}
+    with progress_bar(console) as bar:
+        tasks = {name: bar.add_task(name, total=None) for name in VARIANTS}
+        for name, settings in VARIANTS.items():
+            config = TrainConfig(data=data, epochs=epochs, **settings)
+            results[name] = run_variant(config, data_dir, partial(_advance, bar, tasks[name]))
+    console.print(demo_card(config, results))
+
+
+@cli.command()
+@config_options(leave_out=("structure", "density", "block_size", "hidden", "lr", "seed"))
+@machine_options
+@click.option(
+    "--lr",
+    "lrs",
+    type=float,
+    multiple=True,
+    default=(TrainConfig.lr,),
+    show_default=True,
+    help="Learning rate; of several, each row takes the one that validates best with its first seed.",
+)
+@click.option("--seeds", type=AT_LEAST_1, default=5, show_default=True, help="Runs of each row.")
+@click.option(
+    "--row", "names", type=click.Choice(tuple(ROWS)), multiple=True, help="Row to run.  [default: all]"
+)
+@click.option(
+    "--runs", type=FOLDER, help="Folder of the runs; finished ones are kept.  [default: runs/protocol-DATA]"
+)
+@click.option(
+    "--out",
+    type=FOLDER,
+    default=Path("benchmarks/results"),
+    show_default=True,
+    help="Folder for DATA.json and DATA.md.",
+)
+@click.pass_context
+def protocol(
+    ctx: click.Context,
+    lrs: tuple[float, ...],
+    seeds: int,
+    names: tuple[str, ...],
+    runs: Path | None,
+    out: Path,
+    threads: int | None,
+    data_dir: Path | None,
+    **options: Any,
+) -> None:
+    """Measure accuracy by the protocol: all rows, several seeds, differences to dense in pairs."""
+    set_threads(threads)
+    base = _config(options)
+    dataset = load(base.data, data_dir)
+    rows = {name: ROWS[name] for name in names or ROWS}
+    folder = runs or Path("runs") / f"protocol-{base.data}"
+    with stop_requests() as should_stop:
+        try:
+            results = run_protocol(base, dataset, rows, range(seeds), lrs, folder, should_stop, click.echo)
+        except Interrupted:
+            click.echo("Interrupted; the same command continues.")
+            ctx.exit(INTERRUPTED)
+    console.print(*write_tables(out, base, seeds, lrs, results), sep="\n")
+
+
+@cli.command()
+@click.argument("runs", nargs=-1, required=True, type=EXISTING)
+def report(runs: tuple[Path, ...]) -> None:
+    """Show finished runs and draw their plots anew."""
+    results = []
+    for folder in runs:
+        if not (folder / "result.json").exists():
+            raise click.UsageError(f"{folder} holds no finished run: it has no result.json.")
+        results.append(read_result(folder))
+        plot_run(folder)
+    if len(results) == 1:
+        console.print(result_card(*results[0]))
+    else:
+        console.print(comparison([(config.title, result) for config, result in results]))
+
+
+@cli.command()
+def info() -> None:
+    """Say what is compiled in, what is usable here and what would be chosen."""
+    click.echo(str(backends()))
+
+
+def _advance(bar: Progress, task: TaskID, done: int, total: int) -> None:
+    bar.update(task, completed=done, total=total)
+
+
+def set_threads(threads: int | None) -> None:
+    if threads is not None:
+        torch.set_num_threads(threads)
+
+
+def load_or_digits(name: str, data_dir: Path | None) -> Dataset:
+    """The data set; where it cannot be had at all, the digits inside scikit-learn, with a loud notice."""
+    try:
+        return load(name, data_dir)
+    except DataNotFoundError as error:
+        if data_dir is not None:
+            raise
+        notice = f"{error}\n\nTraining on [bold]digits[/] (8x8, inside scikit-learn) instead."
+        console.print(Panel(notice, title=f"{name} IS NOT AVAILABLE", style="bold red"))
+        return load("digits")
+
+
+def _config(options: dict[str, Any]) -> TrainConfig:
+    try:
+        return TrainConfig(**options)
+    except ValueError as error:
+        raise click.UsageError(str(error)) from None
+
+
+def _new(
+    options: dict[str, Any], data_dir: Path | None, run_dir: Path | None, checkpoint_every: int
+) -> Trainer:
+    config = _config(options)
+    dataset = load_or_digits(config.data, data_dir)
+    config = replace(config, data=dataset.name)
+    folder = run_dir or Path("runs") / f"{time.strftime('%Y%m%d-%H%M%S')}-{config.slug}"
+    if (folder / "config.json").exists():
+        raise click.UsageError(f"{folder} already holds a run: choose another folder, or --resume {folder}.")
+    return _trainer(config, dataset, folder, checkpoint_every)
+
+
+def _resumed(folder: Path, data_dir: Path | None, checkpoint_every: int) -> Trainer:
+    if (folder / "result.json").exists():
+        raise click.UsageError(f"{folder} holds a finished run: see it with esl-sparse report {folder}.")
+    state = load_checkpoint(folder / CHECKPOINT)
+    config = TrainConfig.from_dict(state["config"])
+    trainer = _trainer(config, load(config.data, data_dir), folder, checkpoint_every)
+    trainer.resume(state)
+    return trainer
+
+
+def _trainer(config: TrainConfig, dataset: Dataset, folder: Path, checkpoint_every: int) -> Trainer:
+    observers = [RunFolder(folder, config), TrainDisplay(console)]
+    try:
+        return Trainer(config, dataset, folder, observers, checkpoint_every)
+    except (TypeError, ValueError) as error:
+        raise click.UsageError(str(error)) from None
+
+
+def _refuse_changes(ctx: click.Context, names: set[str]) -> None:
+    """A resumed run continues exactly: options that would change it are refused, not ignored."""
+    given = sorted(n for n in names if ctx.get_parameter_source(n) is ParameterSource.COMMANDLINE)
+    if given:
+        raise click.UsageError(
+            f"--resume continues a run as it was configured: leave out {', '.join(map(flag, given))}."
+        )

@@ -1,0 +1,171 @@
+"""What people see of a run in the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from rich.console import Console
+from rich.panel import Panel
+from rich.progress import BarColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from .config import TrainConfig
+from .demo import VariantResult
+from .records import EpochRecord, StepRecord, TrainResult, WeightState
+from .train import Observer, Trainer
+
+_SMOOTHING = 0.05
+
+
+def progress_bar(console: Console, *columns: ProgressColumn | str) -> Progress:
+    return Progress(
+        TextColumn("{task.description}"), BarColumn(None), *columns, TimeRemainingColumn(), console=console
+    )
+
+
+class TrainDisplay(Observer):
+    """A progress bar with running means, and one line for each epoch above it."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._bar = progress_bar(
+            console,
+            "loss {task.fields[loss]:.3f}",
+            "acc {task.fields[accuracy]:.1%}",
+            "rate {task.fields[rate]:.3f}",
+            "density {task.fields[density]:.3f}",
+        )
+
+    def started(self, trainer: Trainer) -> None:
+        self._trainer = trainer
+        self._loss = self._accuracy = self._rate = 0.0
+        self._seen = 0.0  # weight of the running means so far, towards 1
+        active, total = trainer.weights
+        self._task = self._bar.add_task(
+            self._epoch(),
+            total=trainer.total_steps,
+            completed=trainer.iteration,
+            loss=0.0,
+            accuracy=0.0,
+            rate=0.0,
+            density=active / total,
+        )
+        self._bar.start()
+
+    def step(self, record: StepRecord) -> None:
+        self._seen += _SMOOTHING * (1 - self._seen)
+        self._loss += _SMOOTHING * (record.loss - self._loss)
+        self._accuracy += _SMOOTHING * (record.accuracy - self._accuracy)
+        self._rate += _SMOOTHING * (record.firing_rate - self._rate)
+        self._bar.update(
+            self._task,
+            description=self._epoch(),
+            completed=record.iteration,
+            loss=self._loss / self._seen,
+            accuracy=self._accuracy / self._seen,
+            rate=self._rate / self._seen,
+        )
+
+    def epoch_done(self, record: EpochRecord) -> None:
+        rate = sum(record.firing_rate.values()) / len(record.firing_rate)
+        self._bar.print(
+            f"epoch {record.epoch:3d}  loss {record.train_loss:.4f}  acc {record.train_accuracy:.2%}  "
+            f"val {record.val_accuracy:.2%}  rate {rate:.3f}  updates {record.updates}  "
+            f"{record.samples_per_second:,.0f}/s",
+            highlight=False,
+        )
+
+    def stopped(self) -> None:
+        self._bar.stop()
+
+    def finished(self, result: TrainResult) -> None:
+        self._bar.stop()
+
+    def _epoch(self) -> str:
+        epochs = self._trainer.config.epochs
+        return f"epoch {min(self._trainer.progress.epoch + 1, epochs)}/{epochs}"
+
+
+def result_card(config: TrainConfig, result: TrainResult) -> Panel:
+    table = Table.grid(padding=(0, 2))
+    state = result.weight_state
+    table.add_row(
+        "test accuracy",
+        f"[bold]{result.test_accuracy:.2%}[/]   epoch {result.best_epoch} of {result.epochs}, "
+        f"validation {result.val_accuracy:.2%}",
+    )
+    table.add_row(
+        "weights",
+        f"{result.active_weights:,} of {result.total_weights:,} active "
+        f"({result.active_weights / result.total_weights:.1%})",
+    )
+    table.add_row(
+        "weight state",
+        f"{size(state.total)}, dense {size(state.dense)} ({state.total / state.dense:.1%})",
+    )
+    table.add_row("", state_parts(state))
+    table.add_row("speed", f"{result.samples_per_second:,.0f} samples/s, {result.seconds:.0f} s of training")
+    table.add_row("updates", f"{result.updates}")
+    return Panel(table, title=config.title, title_align="left", expand=False)
+
+
+def comparison(rows: Sequence[tuple[str, TrainResult]]) -> Table:
+    table = Table("run", title="Finished runs")
+    for column in ("test accuracy", "weights active", "weight state", "of dense", "samples/s", "updates"):
+        table.add_column(column, justify="right")
+    for name, result in rows:
+        state = result.weight_state
+        table.add_row(
+            name,
+            f"{result.test_accuracy:.2%}",
+            f"{result.active_weights:,}",
+            size(state.total),
+            f"{state.total / state.dense:.1%}",
+            f"{result.samples_per_second:,.0f}",
+            f"{result.updates}",
+        )
+    return table
+
+
+def demo_card(config: TrainConfig, results: Mapping[str, VariantResult]) -> Panel:
+    """One line a variant; `config` is the sparse one's."""
+    table = Table(box=None, padding=(0, 2), caption_justify="left", caption_style="dim")
+    table.add_column("")
+    for column in ("test accuracy", "seconds", "samples/s", "peak memory", "weight state", "updates"):
+        table.add_column(column, justify="right")
+    for name, variant in results.items():
+        result = variant.result
+        table.add_row(
+            name,
+            f"{result.test_accuracy:.2%}",
+            f"{result.seconds:.0f}",
+            f"{result.samples_per_second:,.0f}",
+            size(variant.peak_memory),
+            size(result.weight_state.total),
+            f"{result.updates}" if result.updates else "",
+        )
+    table.caption = (
+        "seconds: training without validation. peak memory: resident, above libraries and data,\n"
+        "in a process of its own. weight state: values, index or mask, gradient, optimiser state."
+    )
+    hidden = "-".join(map(str, config.hidden))
+    title = (
+        f"{config.data}, hidden {hidden}, T {config.T}, {config.epochs} epochs, density {config.density:g}"
+    )
+    return Panel(table, title=title, title_align="left", expand=False)
+
+
+def state_parts(state: WeightState) -> str:
+    return (
+        f"values {size(state.values)}, index {size(state.index)}, "
+        f"gradient {size(state.gradient)}, optimiser {size(state.optimizer)}"
+    )
+
+
+def size(count: float) -> str:
+    """Bytes with three digits: 4.22 kB, 283 kB, 2.54 MB."""
+    units = ["GB", "MB", "kB", "B"]
+    while count >= 999.5 and len(units) > 1:
+        count /= 1000
+        units.pop()
+    return f"{count:.3g} {units[-1]}"

@@ -1,0 +1,136 @@
+"""Today's usual sparse training, as a baseline: a dense layer, gradient and optimiser state under a 0/1 mask.
+
+Same rules and the same schedule as `esl_sparse.Rewirer` with 1x1 blocks, in mask form.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..rewire import SCHEDULES, LayerReport, RewireReport
+from ..rewire.schedule import UpdateSchedule
+
+
+class MaskedLinear(nn.Linear):
+    """`nn.Linear` whose weight counts only where `mask` is set; initialised at the sparse fan-in."""
+
+    mask: Tensor
+
+    def __init__(
+        self, in_features: int, out_features: int, *, density: float, generator: torch.Generator | None = None
+    ) -> None:
+        super().__init__(in_features, out_features)
+        size = in_features * out_features
+        mask = torch.zeros(size, dtype=torch.bool)
+        mask[torch.randperm(size, generator=generator)[: round(density * size)]] = True
+        self.register_buffer("mask", mask.view_as(self.weight))
+        bound = 1 / math.sqrt(max(1.0, self.nnz / out_features))
+        with torch.no_grad():
+            self.weight.uniform_(-bound, bound, generator=generator).mul_(self.mask)
+            self.bias.uniform_(-bound, bound, generator=generator)
+
+    @property
+    def nnz(self) -> int:
+        return int(self.mask.sum())
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight * self.mask, self.bias)
+
+
+class MaskRewirer:
+    """Prunes and regrows the masks of every `MaskedLinear`; `step()` after `optimizer.step()`."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        *,
+        prune: str,
+        grow: str,
+        alpha: float,
+        interval: int,
+        t_end: int,
+        generator: torch.Generator,
+    ) -> None:
+        for kind, rule, rules in (("prune", prune, _PRUNE_RULES), ("grow", grow, _GROW_RULES)):
+            if rule not in rules:
+                raise ValueError(f"{kind}: masks offer {', '.join(rules)}, got {rule!r}")
+        self.layers = {name: m for name, m in model.named_modules() if isinstance(m, MaskedLinear)}
+        self.optimizer = optimizer
+        self.prune = _PRUNE_RULES[prune]
+        self.unfired_first = grow == "random_unfired"
+        self.schedule = UpdateSchedule(SCHEDULES["cosine"], alpha, interval, t_end)
+        self.generator = generator
+        self.iteration = 0
+        self.ever_active = {name: layer.mask.clone() for name, layer in self.layers.items()}
+
+    def step(self) -> RewireReport | None:
+        self.iteration += 1
+        if not self.schedule.due(self.iteration):
+            return None
+        fraction = self.schedule.fraction(self.iteration)
+        layers = tuple(self._update(name, layer, fraction) for name, layer in self.layers.items())
+        return RewireReport(self.iteration, fraction, layers)
+
+    @torch.no_grad()
+    def _update(self, name: str, layer: MaskedLinear, fraction: float) -> LayerReport:
+        mask, ever_active = layer.mask.flatten(), self.ever_active[name].flatten()
+        before = mask.clone()
+        mask[self.prune(layer.weight.flatten(), mask, round(fraction * layer.nnz))] = False
+        mask[self._choose(mask, ever_active, int((before & ~mask).sum()))] = True
+        ever_active |= mask
+        changed = (before ^ mask).view_as(layer.mask)
+        slots = [slot for slot in self.optimizer.state[layer.weight].values() if slot.shape == changed.shape]
+        for tensor in (layer.weight, *slots):  # what was pruned is forgotten, what has grown starts anew
+            tensor.masked_fill_(changed, 0)
+        return LayerReport(
+            name,
+            pruned=int((before & ~mask).sum()),
+            grown=int((mask & ~before).sum()),
+            density=layer.nnz / mask.numel(),
+            r_s=ever_active.float().mean().item(),
+        )
+
+    def _choose(self, mask: Tensor, ever_active: Tensor, count: int) -> Tensor:
+        """`count` absent places at random; with `unfired_first` those come first that never were active."""
+        absent = (~mask).nonzero().squeeze(1)
+        absent = absent[torch.randperm(len(absent), generator=self.generator)]
+        if self.unfired_first:
+            absent = absent[ever_active[absent].int().argsort(stable=True)]
+        return absent[:count]
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "iteration": self.iteration,
+            "ever_active": self.ever_active,
+            "generator": self.generator.get_state(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.iteration = state["iteration"]
+        self.ever_active = state["ever_active"]
+        self.generator.set_state(state["generator"])
+
+
+def _magnitude(weight: Tensor, mask: Tensor, count: int) -> Tensor:
+    """The `count` active places with the smallest weights."""
+    return weight.abs().masked_fill(~mask, math.inf).topk(count, largest=False).indices
+
+
+def _set(weight: Tensor, mask: Tensor, count: int) -> Tensor:
+    """Zeros first; then the same fraction of the smallest positive and of the smallest negative weights."""
+    zeros = (mask & (weight == 0)).nonzero().squeeze(1)[:count]
+    positive, negative = mask & (weight > 0), mask & (weight < 0)
+    signed = int(positive.sum() + negative.sum())
+    rest = count - len(zeros)
+    share = round(rest * int(positive.sum()) / signed) if signed else 0
+    return torch.cat([zeros, _magnitude(weight, positive, share), _magnitude(weight, negative, rest - share)])
+
+
+_PRUNE_RULES = {"magnitude": _magnitude, "set": _set}
+_GROW_RULES = ("random", "random_unfired")

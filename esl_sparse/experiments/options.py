@@ -1,0 +1,87 @@
+"""Command-line options that commands share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ..data import DATASETS
+from ..rewire import GROW_RULES, PRUNE_RULES
+from .config import LOSSES, MODELS, OPTIMIZERS, READOUTS, SCHEDULES, STRUCTURES, TrainConfig
+
+FOLDER = click.Path(file_okay=False, path_type=Path)
+EXISTING = click.Path(exists=True, path_type=Path)
+AT_LEAST_1 = click.IntRange(min=1)
+
+
+class Sizes(click.ParamType):
+    """Integers with a separator: 800-400, 4x4."""
+
+    def __init__(self, separator: str, *, count: int | None = None, word: str | None = None) -> None:
+        self.separator, self.count, self.word = separator, count, word
+        self.name = separator.join(["N"] * (count or 2))
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if not isinstance(value, str) or value == self.word:
+            return value
+        parts = value.split(self.separator)
+        if not all(part.isdigit() for part in parts) or self.count not in (None, len(parts)):
+            expected = f"{self.name} or {self.word}" if self.word else f"N or {self.name}"
+            self.fail(f"expected {expected}, got {value!r}", param, ctx)
+        return tuple(map(int, parts))
+
+
+_CONFIG: dict[str, tuple[Any, str]] = {
+    "data": (click.Choice(tuple(DATASETS)), "Data set."),
+    "model": (click.Choice(MODELS), "Network."),
+    "hidden": (Sizes("-"), "Neurons of the hidden layers, as in 800 or 800-400."),
+    "structure": (click.Choice(STRUCTURES), "Hidden layers: dense, masked, static or evolving sparse."),
+    "density": (float, "Fraction of the hidden layers' weights that exist."),
+    "block_size": (Sizes("x", count=2, word="auto"), "Weight blocks, outputs x inputs, or auto."),
+    "T": (int, "Time steps."),
+    "tau": (float, "Decay factor of the membrane potential in one step."),
+    "readout": (click.Choice(READOUTS), "Output: the current of each step, or its running sum."),
+    "loss": (click.Choice(LOSSES), "Cross-entropy at every step (tet), or of the mean over time."),
+    "epochs": (int, "Passes through the training data."),
+    "batch_size": (int, "Images in a batch."),
+    "lr": (float, "Learning rate."),
+    "optimizer": (click.Choice(OPTIMIZERS), "Optimiser."),
+    "schedule": (click.Choice(SCHEDULES), "Course of the learning rate."),
+    "prune": (click.Choice(sorted(PRUNE_RULES)), "Which weights an update removes."),
+    "grow": (click.Choice(sorted(GROW_RULES)), "Which weights an update adds."),
+    "alpha": (float, "Fraction of the weights that the first update replaces."),
+    "interval": (int, "Iterations between updates."),
+    "t_end": (float, "Fraction of the training after which the structure stays."),
+    "seed": (int, "Seed of everything random."),
+}
+
+
+def config_options(leave_out: Collection[str] = ()) -> Callable[[Callable], Callable]:
+    """One option for each field of `TrainConfig`, with the field's default."""
+
+    def add(command: Callable) -> Callable:
+        for name, (type, help) in reversed(_CONFIG.items()):
+            if name not in leave_out:
+                default = getattr(TrainConfig, name)
+                if isinstance(type, Sizes):
+                    default = type.separator.join(map(str, default))
+                command = click.option(
+                    flag(name), name, type=type, default=default, show_default=True, help=help
+                )(command)
+        return command
+
+    return add
+
+
+def machine_options(command: Callable) -> Callable:
+    command = click.option("--data-dir", type=FOLDER, help="The only folder to look for the data set in.")(
+        command
+    )
+    return click.option("--threads", type=AT_LEAST_1, help="CPU threads.  [default: torch's choice]")(command)
+
+
+def flag(name: str) -> str:
+    return "--" + name.replace("_", "-")

@@ -1,0 +1,137 @@
+"""The plots of a run folder, drawn from its log alone."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator, PercentFormatter
+
+from .config import TrainConfig
+from .log import read_log
+
+_STYLE = {
+    "axes.grid": True,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.titlelocation": "left",
+    "axes.titleweight": "bold",
+    "axes.titlesize": 11,
+    "axes.labelcolor": "#444444",
+    "grid.color": "#e6e6e6",
+    "legend.frameon": False,
+    "lines.linewidth": 1.8,
+    "lines.markersize": 3.5,
+}
+_BLUE, _ORANGE, _GREEN, _PURPLE = _COLOURS = "#2a6fbb", "#e07b39", "#3a9a5b", "#8b5fbf"
+
+
+def plot_run(folder: Path) -> list[Path]:
+    """Draw `plots/*.png` anew and return their paths."""
+    config = TrainConfig.from_dict(json.loads((folder / "config.json").read_text()))
+    epochs = read_log(folder, "epoch")
+    if not epochs:
+        return []
+    rewires = read_log(folder, "rewire")
+    target = folder / "plots"
+    target.mkdir(exist_ok=True)
+    with rc_context(_STYLE):
+        figures = {
+            "accuracy.png": _accuracy(epochs),
+            "density.png": _density(epochs),
+            "r_s.png": _r_s(epochs, rewires),
+            "firing_rate.png": _firing_rate(epochs),
+        }
+        for name, figure in figures.items():
+            figure.text(0.01, 0.005, config.title, fontsize=8, color="#777777")
+            FigureCanvasAgg(figure).print_png(str(target / name), pil_kwargs={"optimize": True})
+    return [target / name for name in figures]
+
+
+def _figure(panels: int = 1) -> tuple[Figure, Sequence[Axes]]:
+    figure = Figure(figsize=(6.4 if panels == 1 else 10.5, 4.0), dpi=120, layout="constrained")
+    figure.get_layout_engine().set(rect=(0, 0.04, 1, 0.96))
+    return figure, [figure.add_subplot(1, panels, panel + 1) for panel in range(panels)]
+
+
+def _accuracy(epochs: list[dict[str, Any]]) -> Figure:
+    figure, (loss, accuracy) = _figure(2)
+    x = [entry["epoch"] for entry in epochs]
+    for part, label, colour in (("train", "training", _BLUE), ("val", "validation", _ORANGE)):
+        loss.plot(x, [entry[f"{part}_loss"] for entry in epochs], "o-", label=label, color=colour)
+        accuracy.plot(x, [entry[f"{part}_accuracy"] for entry in epochs], "o-", label=label, color=colour)
+    best = max(epochs, key=lambda entry: entry["val_accuracy"])
+    accuracy.plot(best["epoch"], best["val_accuracy"], "o", markersize=9, fillstyle="none", color=_ORANGE)
+    accuracy.annotate(
+        f"best {best['val_accuracy']:.2%}",
+        (best["epoch"], best["val_accuracy"]),
+        xytext=(0, -18),
+        textcoords="offset points",
+        ha="center",
+        color=_ORANGE,
+    )
+    loss.set(title="Loss", ylabel="cross-entropy (nats)", yscale="log")
+    accuracy.set(title="Top-1 accuracy", ylabel="accuracy (%)")
+    accuracy.yaxis.set_major_formatter(PercentFormatter(1.0, symbol=""))
+    for axes in (loss, accuracy):
+        _count(axes, "epoch")
+        axes.legend()
+    return figure
+
+
+def _density(epochs: list[dict[str, Any]]) -> Figure:
+    figure, (axes,) = _figure()
+    x = [entry["epoch"] for entry in epochs]
+    for layer, colour in _layers(epochs, "density"):
+        values = [entry["density"][layer] for entry in epochs]
+        axes.plot(x, values, "o-", label=f"{layer} ({values[-1]:.1%})", color=colour)
+    axes.set(title="Density of each layer", ylabel="active weights (% of all)", ylim=(0, 1.05))
+    axes.yaxis.set_major_formatter(PercentFormatter(1.0, symbol=""))
+    _count(axes, "epoch")
+    axes.legend(title="layer (last epoch)")
+    return figure
+
+
+def _r_s(epochs: list[dict[str, Any]], rewires: list[dict[str, Any]]) -> Figure:
+    figure, (axes,) = _figure()
+    end = epochs[-1]["iteration"]
+    for layer, colour in _layers(epochs, "r_s"):
+        # between updates nothing is explored, so the record is a staircase
+        events = [entry for entry in rewires if entry["layer"] == layer]
+        last = epochs[-1]["r_s"][layer]
+        start = events[0]["density"] if events else last
+        x = [0, *(entry["iteration"] for entry in events), end]
+        y = [start, *(entry["r_s"] for entry in events), last]
+        axes.plot(x, y, drawstyle="steps-post", label=f"{layer} ({last:.1%})", color=colour)
+    axes.set(title="Explored weights, $R_s$", ylabel="weights ever active (% of all)", ylim=(0, 1.05))
+    axes.yaxis.set_major_formatter(PercentFormatter(1.0, symbol=""))
+    _count(axes, "iteration")
+    axes.legend(title="layer (at the end)")
+    return figure
+
+
+def _firing_rate(epochs: list[dict[str, Any]]) -> Figure:
+    figure, (axes,) = _figure()
+    x = [entry["epoch"] for entry in epochs]
+    for layer, colour in _layers(epochs, "firing_rate"):
+        axes.plot(x, [entry["firing_rate"][layer] for entry in epochs], "o-", label=layer, color=colour)
+    axes.set(title="Firing rate in training", ylabel="spikes per neuron and step")
+    axes.set_ylim(bottom=0)
+    _count(axes, "epoch")
+    axes.legend(title="layer")
+    return figure
+
+
+def _layers(epochs: list[dict[str, Any]], key: str) -> list[tuple[str, str]]:
+    return [(layer, _COLOURS[i % len(_COLOURS)]) for i, layer in enumerate(epochs[0][key])]
+
+
+def _count(axes: Axes, label: str) -> None:
+    axes.set_xlabel(label)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))

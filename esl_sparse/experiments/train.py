@@ -1,0 +1,237 @@
+"""The training loop: epochs with validation, checkpoints at any iteration, one test at the end."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..checkpoint import load_checkpoint, save_checkpoint
+from ..data import Dataset, Split
+from ..rewire import RewireReport
+from .build import build
+from .config import TrainConfig
+from .layers import FiringRates, active_weights, densities, total_weights, weight_layers, weight_state
+from .records import EpochRecord, EpochSums, Progress, RewireRecord, StepRecord, TrainResult
+
+CHECKPOINT = "checkpoint.pt"
+BEST = "best.pt"
+_EVAL_BATCH = 256
+
+
+class Interrupted(Exception):
+    """Training was asked to stop and left a checkpoint to resume from."""
+
+
+class Observer:
+    """Told about a run while it happens; override what is of interest."""
+
+    def started(self, trainer: Trainer) -> None: ...
+
+    def step(self, record: StepRecord) -> None: ...
+
+    def rewired(self, records: Sequence[RewireRecord]) -> None: ...
+
+    def epoch_done(self, record: EpochRecord) -> None: ...
+
+    def stopped(self) -> None: ...
+
+    def finished(self, result: TrainResult) -> None: ...
+
+
+class Trainer:
+    """One run in one folder, where it keeps its checkpoint and its best model.
+
+    Everything random comes from the seed: the same configuration gives the same weights, and a run resumed
+    from a checkpoint continues with the same batches to the same bits.
+    """
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        dataset: Dataset,
+        folder: Path,
+        observers: Sequence[Observer] = (),
+        checkpoint_every: int = 1,
+    ) -> None:
+        self.config = config
+        self.dataset = dataset
+        self.folder = folder
+        self.observers = observers
+        self.checkpoint_every = checkpoint_every
+        self.train, self.val = dataset.split_validation(seed=config.seed)
+        self.steps_per_epoch = -(-len(self.train) // config.batch_size)
+        self.total_steps = config.epochs * self.steps_per_epoch
+        self.model, self.loss, self.optimizer, self.scheduler, self.rewirer = build(
+            config, dataset, self.total_steps
+        )
+        self.rates = FiringRates(self.model)
+
+        self.progress = Progress(r_s=densities(self.model))
+
+    @property
+    def iteration(self) -> int:
+        return self.progress.epoch * self.steps_per_epoch + self.progress.step_in_epoch
+
+    @property
+    def lr(self) -> float:
+        return float(self.scheduler.get_last_lr()[0])
+
+    @property
+    def weights(self) -> tuple[int, int]:
+        """Active and potential weights of the model."""
+        layers = [layer for _, layer in weight_layers(self.model)]
+        return sum(map(active_weights, layers)), sum(map(total_weights, layers))
+
+    def fit(self, should_stop: Callable[[], bool] = lambda: False) -> TrainResult:
+        """Train from where the run stands to its end, then test the best epoch's model.
+
+        `should_stop` is asked after every iteration; once it says yes, a checkpoint is written and
+        `Interrupted` is raised.
+        """
+        for observer in self.observers:
+            observer.started(self)
+        while self.progress.epoch < self.config.epochs:
+            self._train_epoch(should_stop)
+            self._finish_epoch()
+        result = self._test()
+        for observer in self.observers:
+            observer.finished(result)
+        return result
+
+    def _train_epoch(self, should_stop: Callable[[], bool]) -> None:
+        self.model.train()
+        order = self._order(self.progress.epoch)
+        for index in order.split(self.config.batch_size)[self.progress.step_in_epoch :]:
+            self._step(index)
+            if should_stop():
+                self.save()
+                for observer in self.observers:
+                    observer.stopped()
+                raise Interrupted
+
+    def _order(self, epoch: int) -> Tensor:
+        """The epoch's order of samples, a function of seed and epoch alone."""
+        generator = torch.Generator().manual_seed(self.config.seed * 1_000_003 + epoch)
+        return torch.randperm(len(self.train), generator=generator)
+
+    def _step(self, index: Tensor) -> None:
+        start = time.perf_counter()
+        images, labels = self.train[index]
+        lr = self.lr
+        self.optimizer.zero_grad()
+        outputs = self.model(images)
+        loss = self.loss(outputs, labels)
+        loss.backward()
+        self.optimizer.step()
+        self.scheduler.step()
+        report = self.rewirer.step() if self.rewirer else None
+        self.progress.step_in_epoch += 1
+
+        correct = int((outputs.detach().mean(0).argmax(1) == labels).sum())
+        rates = self.rates.last
+        self.progress.sums.add(loss.item(), correct, len(labels), time.perf_counter() - start, rates)
+        record = StepRecord(
+            self.iteration, loss.item(), correct / len(labels), sum(rates.values()) / len(rates), lr
+        )
+        for observer in self.observers:
+            observer.step(record)
+        if report is not None:
+            self._rewired(report)
+
+    def _rewired(self, report: RewireReport) -> None:
+        self.progress.updates += 1
+        records = [
+            RewireRecord(self.iteration, layer.name, layer.pruned, layer.grown, layer.density, layer.r_s)
+            for layer in report.layers
+        ]
+        self.progress.r_s.update({record.layer: record.r_s for record in records})
+        for observer in self.observers:
+            observer.rewired(records)
+
+    def _finish_epoch(self) -> None:
+        val_loss, val_accuracy = self.evaluate(self.val)
+        progress, sums = self.progress, self.progress.sums
+        progress.epoch, progress.step_in_epoch, progress.sums = progress.epoch + 1, 0, EpochSums()
+        progress.seconds += sums.seconds
+        progress.weight_state = weight_state(self.model, self.optimizer)
+        record = EpochRecord(
+            epoch=progress.epoch,
+            iteration=self.iteration,
+            lr=self.lr,
+            train_loss=sums.loss / sums.samples,
+            train_accuracy=sums.correct / sums.samples,
+            val_loss=val_loss,
+            val_accuracy=val_accuracy,
+            seconds=sums.seconds,
+            samples_per_second=sums.samples / sums.seconds,
+            updates=progress.updates,
+            density=densities(self.model),
+            r_s=dict(progress.r_s),
+            firing_rate={name: total / sums.samples for name, total in sums.firing_rate.items()},
+        )
+        if val_accuracy > progress.best_accuracy:
+            progress.best_accuracy, progress.best_epoch = val_accuracy, progress.epoch
+            best = {"config": self.config.to_dict(), "model": self.model.state_dict()}
+            save_checkpoint(self.folder / BEST, best)
+        for observer in self.observers:
+            observer.epoch_done(record)
+        if progress.epoch % self.checkpoint_every == 0 or progress.epoch == self.config.epochs:
+            self.save()
+
+    @torch.no_grad()
+    def evaluate(self, split: Split) -> tuple[float, float]:
+        """Mean loss and top-1 accuracy."""
+        self.model.eval()
+        loss, correct = 0.0, 0
+        for images, labels in split.batches(_EVAL_BATCH):
+            outputs = self.model(images)
+            loss += self.loss(outputs, labels).item() * len(labels)
+            correct += int((outputs.mean(0).argmax(1) == labels).sum())
+        return loss / len(split), correct / len(split)
+
+    def _test(self) -> TrainResult:
+        progress = self.progress
+        assert progress.weight_state is not None  # at least one epoch was trained
+        self.model.load_state_dict(load_checkpoint(self.folder / BEST)["model"])
+        loss, accuracy = self.evaluate(self.dataset.test)
+        active, total = self.weights
+        return TrainResult(
+            test_accuracy=accuracy,
+            test_loss=loss,
+            val_accuracy=progress.best_accuracy,
+            best_epoch=progress.best_epoch,
+            epochs=progress.epoch,
+            active_weights=active,
+            total_weights=total,
+            weight_state=progress.weight_state,
+            seconds=progress.seconds,
+            samples_per_second=progress.epoch * len(self.train) / progress.seconds,
+            updates=progress.updates,
+        )
+
+    def save(self) -> None:
+        """Write everything that the rest of the run depends on."""
+        state = {
+            "config": self.config.to_dict(),
+            "progress": asdict(self.progress),
+            "rng": torch.get_rng_state(),
+            **{name: part.state_dict() for name, part in self._parts().items()},
+        }
+        save_checkpoint(self.folder / CHECKPOINT, state)
+
+    def resume(self, state: Mapping[str, Any]) -> None:
+        """Continue where `save` left off; `state` is what `load_checkpoint` read."""
+        for name, part in self._parts().items():
+            part.load_state_dict(state[name])
+        self.progress = Progress.from_dict(state["progress"])
+        torch.set_rng_state(state["rng"])
+
+    def _parts(self) -> dict[str, Any]:
+        parts = {"model": self.model, "optimizer": self.optimizer, "scheduler": self.scheduler}
+        return parts | ({"rewirer": self.rewirer} if self.rewirer else {})
