@@ -53,6 +53,12 @@ OVERHEAD_CASE = LinearCase(16, 16, 16, 0.1)
 OVERHEAD_DENSITIES = (1.0, 0.5)
 OVERHEAD_TARGET = 2.0  # times nn.Linear, at most
 
+KERNEL_SIZE = (1024, 2048)  # features, lanes
+KERNEL_BLOCKS = ((1, 1), (4, 1), (16, 1), (4, 4), (16, 16))
+KERNEL_DENSITIES = (0.3, 0.1, 0.05)
+KERNEL_RATES = (0.3, 0.1, 0.02)
+KERNEL_TARGET = 1.15  # the automatic choice over the fastest kernel, at most
+
 LIF_SHAPE = (4, 16, 128, 24, 24)  # T, N, C, H, W
 QUICK_LIF_SHAPE = (2, 2, 3, 4, 4)
 LIF_TARGET = 6.0  # times a warm clone of the input, at most

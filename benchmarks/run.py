@@ -1,4 +1,4 @@
-"""``python -m benchmarks.run linear | overhead | lif | memory``.
+"""``python -m benchmarks.run linear | overhead | kernels | lif | memory``.
 
 A complete run is stored as ``benchmarks/results/NAME.json``, a filtered or ``--quick`` one only where
 ``--output`` says.
@@ -13,11 +13,11 @@ from pathlib import Path
 
 import torch
 
-from . import lif, linear, machine, memory, overhead, timing
+from . import kernels, lif, linear, machine, memory, overhead, timing
 from .report import RESULTS, Report
 
 # Each has HELP, add_arguments(parser), is_default(args) and run(args, report).
-BENCHMARKS = {"linear": linear, "overhead": overhead, "lif": lif, "memory": memory}
+BENCHMARKS = {"linear": linear, "overhead": overhead, "kernels": kernels, "lif": lif, "memory": memory}
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
@@ -57,9 +57,7 @@ def main(arguments: list[str] | None = None) -> None:
     header = report.content["machine"]
     print(machine.conditions(header))
     if header["load_before"] > 0.5:
-        print(
-            f"WARNING: load average {header['load_before']:g}: other programs are running, figures will be off"
-        )
+        print(f"WARNING: load average {header['load_before']:g}: other programs run, figures will be off")
     for op, backend in header["esl_sparse_backend"].items():
         if backend == "reference":
             print(f"WARNING: {op} runs on its dense reference: what follows says nothing about the kernels")

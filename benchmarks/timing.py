@@ -15,11 +15,11 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 ROUNDS = 9
-# Five rounds where a round takes seconds; a run that is slow and far behind is not repeated at all.
+# Five rounds where a round takes seconds; what is slow and far behind is taken once, warm.
 LONG_ROUND_SECONDS, LONG_ROUNDS = 2.0, 5
 HOPELESS_SECONDS, HOPELESS_RATIO = 2.0, 3.0
 RULE = (
-    f"a run of over {HOPELESS_SECONDS:g} s and {HOPELESS_RATIO:g}x the baseline is not repeated (marked *);"
+    f"a warm run of over {HOPELESS_SECONDS:g} s and {HOPELESS_RATIO:g}x the baseline counts alone (marked *);"
     f" rounds of over {LONG_ROUND_SECONDS:g} s are done {LONG_ROUNDS} times"
 )
 
@@ -90,22 +90,19 @@ def measure(
 ) -> dict[str, Timing]:
     """Time all of ``runs`` against ``runs[baseline]``, interleaved and warm; see ``RULE`` for long ones."""
     with no_garbage_collection():
-        first = {name: once(run, number) for name, run in runs.items()}
-        hopeless = [
-            name
-            for name, seconds in first.items()
-            if seconds > HOPELESS_SECONDS and seconds > HOPELESS_RATIO * first[baseline]
-        ]
-        names = [name for name in runs if name not in hopeless]
-        if sum(first[name] for name in names) > LONG_ROUND_SECONDS:
+        for _ in range(2):  # the first run also loads and allocates what later ones find
+            warm = {name: once(run, number) for name, run in runs.items()}
+        limit = max(HOPELESS_SECONDS, HOPELESS_RATIO * warm[baseline])
+        names = [name for name in runs if name == baseline or warm[name] <= limit]
+        if sum(warm[name] for name in names) > LONG_ROUND_SECONDS:
             rounds = min(rounds, LONG_ROUNDS)
-        for name in names:
-            once(runs[name], number)
         seconds: dict[str, list[float]] = {name: [] for name in names}
         for i in range(rounds):
             shift = i % len(names)  # nobody always runs in the caches that the same neighbour left
             for name in names[shift:] + names[:shift]:
                 seconds[name].append(once(runs[name], number))
-    timings = {name: Timing(seconds[name], seconds[baseline]) for name in names}
     typical = statistics.median(seconds[baseline])
-    return timings | {name: Timing([first[name]], [typical]) for name in hopeless}
+    return {
+        name: Timing(seconds[name], seconds[baseline]) if name in names else Timing([warm[name]], [typical])
+        for name in runs
+    }

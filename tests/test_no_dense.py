@@ -15,7 +15,7 @@ BITMAP = SIZE * SIZE // 8
 
 
 class LargestAllocation(TorchDispatchMode):
-    """Keeps the largest storage that any op returns; looks inside our own ops too, where no mode normally is."""
+    """Keeps the largest storage that any op returns; looks inside our own ops too."""
 
     def __init__(self):
         super().__init__()
