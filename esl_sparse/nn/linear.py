@@ -157,9 +157,10 @@ class SparseLinear(nn.Module):
         fan_in = max(1.0, (0 if self.values.is_meta else self.nnz) / self.out_features)
         bound = 1 / math.sqrt(fan_in)
         if init == "kaiming_uniform":
-            self.values.uniform_(-bound, bound, generator=generator)
+            _fill(self.values, generator, lambda t: t.uniform_(-bound, bound, generator=generator))
         elif init == "kaiming_normal":
-            self.values.normal_(0.0, math.sqrt(2.0) * bound, generator=generator)
+            std = math.sqrt(2.0) * bound
+            _fill(self.values, generator, lambda t: t.normal_(0.0, std, generator=generator))
         elif callable(init):
             init(self.values, fan_in)
         else:
@@ -170,7 +171,7 @@ class SparseLinear(nn.Module):
             self.values.mul_(self.topology.valid())
         if self.bias is not None:
             if init == "kaiming_uniform":
-                self.bias.uniform_(-bound, bound, generator=generator)
+                _fill(self.bias, generator, lambda t: t.uniform_(-bound, bound, generator=generator))
             else:
                 self.bias.zero_()
 
@@ -183,7 +184,7 @@ class SparseLinear(nn.Module):
         if x.dim() == 0 or x.shape[-1] != self.in_features:
             raise ValueError(f"x: expected shape [..., {self.in_features}], got {tuple(x.shape)}")
         device_type = x.device.type
-        if torch.is_autocast_enabled(device_type):
+        if device_type != "meta" and torch.is_autocast_enabled(device_type):
             x = x.to(torch.get_autocast_dtype(device_type))
         elif x.dtype != self.values.dtype:
             raise TypeError(f"x: expected {self.values.dtype} like the layer's values, got {x.dtype}")
@@ -266,7 +267,9 @@ class SparseLinear(nn.Module):
                 raise ValueError(
                     f"mask: expected bool {tuple(weight.shape)}, got {mask.dtype} {tuple(mask.shape)}"
                 )
-            weight = weight * mask
+            weight = weight.masked_fill(~mask, 0.0)
+        elif density is not None and not 0.0 <= density <= 1.0:
+            raise ValueError(f"density: expected a fraction from 0 to 1, got {density!r}")
         layer = cls(
             module.in_features,
             module.out_features,
@@ -319,9 +322,18 @@ class SparseLinear(nn.Module):
                 f"weight: expected a torch.sparse_bsr matrix, got {weight.layout} of {weight.dim()} dims"
             )
         values = weight.values()
+        rows, cols = weight.shape
+        in_features = cols if in_features is None else in_features
+        out_features = rows if out_features is None else out_features
+        for name, size, given, block in (
+            ("in_features", cols, in_features, values.shape[2]),
+            ("out_features", rows, out_features, values.shape[1]),
+        ):
+            if not size - block < given <= size:
+                raise ValueError(f"{name}: expected {size - block + 1} to {size}, got {given}")
         layer = cls(
-            weight.shape[1] if in_features is None else in_features,
-            weight.shape[0] if out_features is None else out_features,
+            in_features,
+            out_features,
             bias is not None,
             density=0.0,
             block_size=(values.shape[1], values.shape[2]),
@@ -350,43 +362,60 @@ class SparseLinear(nn.Module):
     def _load_from_state_dict(
         self, state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
     ) -> None:
-        crow = state_dict.get(prefix + "crow_indices")
-        col = state_dict.get(prefix + "col_indices")
-        values = state_dict.get(prefix + "values")
+        own = {name: state_dict.get(prefix + name) for name in ("values", "crow_indices", "col_indices")}
         dense = state_dict.get(prefix + "weight")
-        if dense is not None and values is None:
-            # A dense checkpoint gives its weights at this layer's own topology.
-            try:
-                gathered = self.topology.gather_dense(dense.to(self.values.device))
-            except ValueError as error:
-                error_msgs.append(f"{prefix}weight: {error}")
-                return
-            state_dict = {k: v for k, v in state_dict.items() if k != prefix + "weight"}
-            state_dict[prefix + "values"] = gathered
-            state_dict[prefix + "crow_indices"] = self.crow_indices
-            state_dict[prefix + "col_indices"] = self.col_indices
-            if prefix + "weight" in unexpected_keys:
-                unexpected_keys.remove(prefix + "weight")
-        elif crow is not None and col is not None and values is not None:
-            try:
-                check_index(crow, col, self._layout)
-                expected = (col.numel(), *self.block_size)
-                if tuple(values.shape) != expected:
-                    raise ValueError(f"values: expected shape {expected}, got {tuple(values.shape)}")
-            except (TypeError, ValueError) as error:
-                error_msgs.append(f"{prefix.rstrip('.') or type(self).__name__}: {error}")
-                return
-            if col.numel() != self.col_indices.numel():
-                # The checkpoint brings its own number of blocks; the Parameter object stays.
-                self.values.data = self.values.data.new_empty(values.shape)
-                self.col_indices = self.col_indices.new_empty(col.shape)
+        try:
+            if dense is not None and own["values"] is None:
+                # A dense checkpoint gives its weights at this layer's own topology.
+                shape = (self.out_features, self.in_features)
+                if tuple(dense.shape) != shape:
+                    raise ValueError(f"weight: expected shape {shape}, got {tuple(dense.shape)}")
+                own["values"] = self.topology.gather_dense(dense.to(self.values.device))
+                own["crow_indices"], own["col_indices"] = self.crow_indices, self.col_indices
+                state_dict = {k: v for k, v in state_dict.items() if k != prefix + "weight"}
+                state_dict.update((prefix + name, tensor) for name, tensor in own.items())
+                if prefix + "weight" in unexpected_keys:
+                    unexpected_keys.remove(prefix + "weight")
+            self._check_state(own)
+        except (TypeError, ValueError) as error:
+            error_msgs.append(f"{prefix.rstrip('.') or type(self).__name__}: {error}")
+            return
+        if own["values"] is not None and len(own["values"]) != len(self.values):
+            # The checkpoint brings its own number of blocks; the Parameter object stays.
+            self.values.data = self.values.data.new_empty(own["values"].shape)
+            self.col_indices = self.col_indices.new_empty(own["col_indices"].shape)
         super()._load_from_state_dict(
             state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
         )
         if self.crow_indices.is_meta:
             return
+        # load_state_dict(assign=True) takes an int64 index as it is.
+        self.crow_indices, self.col_indices = self.crow_indices.int(), self.col_indices.int()
         derived = transpose_index(self.crow_indices, self.col_indices, self._layout.col_blocks)
         self.ccol_indices, self.row_indices_t, self.block_offsets_t = derived
+
+    def _check_state(self, own: dict[str, Tensor | None]) -> None:
+        """Raise unless what a checkpoint brings fits together: new blocks come with new values."""
+        values, crow, col = own["values"], own["crow_indices"], own["col_indices"]
+        if crow is not None or col is not None:
+            if values is None or crow is None or col is None:
+                lacking = [name for name, tensor in own.items() if tensor is None]
+                raise ValueError(f"{lacking[0]}: missing, but values and index come together")
+            check_index(crow, col, self._layout)
+        if values is not None:
+            if not isinstance(values, Tensor):
+                raise TypeError(f"values: expected a tensor, got {type(values).__name__}")
+            expected = (len(self.values) if col is None else len(col), *self.block_size)
+            if tuple(values.shape) != expected:
+                raise ValueError(f"values: expected shape {expected}, got {tuple(values.shape)}")
+
+
+def _fill(tensor: Tensor, generator: torch.Generator | None, draw: Callable[[Tensor], Tensor]) -> None:
+    """Fill in place; a generator draws on its own device only."""
+    if generator is None or tensor.is_meta or generator.device.type == tensor.device.type:
+        draw(tensor)
+    else:
+        tensor.copy_(draw(torch.empty_like(tensor, device=generator.device)))
 
 
 def _block_means(weight: Tensor, layout: BlockLayout) -> Tensor:
