@@ -21,7 +21,7 @@ def test_tet(lamb, soft):
 
 
 def test_wrong_arguments():
-    with pytest.raises(ValueError, match="lamb: expected a number from 0 to 1, got 1.5"):
+    with pytest.raises(ValueError, match=r"lamb: expected a number from 0 to 1, got 1\.5"):
         TETLoss(1.5)
     with pytest.raises(ValueError, match=r"outputs: expected \[T, N, classes\], got shape \(6, 10\)"):
         TETLoss()(torch.zeros(6, 10), torch.zeros(6).long())
