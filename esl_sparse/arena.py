@@ -8,8 +8,7 @@ uninitialised. CPU only: GPUs have torch's caching allocator.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections import defaultdict
 from math import prod
 
 import torch
@@ -23,7 +22,7 @@ class Arena:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._free: dict[int, list[Tensor]] = {}
+        self._free: dict[int, list[Tensor]] = defaultdict(list)
         self._bytes = 0
         self._lent = 0
         self.poison = False
@@ -39,35 +38,55 @@ class Arena:
         """Buffers lent now."""
         return self._lent
 
-    @contextmanager
-    def borrow(self, shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> Iterator[Tensor]:
-        """Lend an uninitialised contiguous CPU tensor for the ``with`` block; 64-byte aligned."""
-        nbytes = prod(shape) * dtype.itemsize
-        size = max(_SMALLEST, 1 << max(nbytes - 1, 0).bit_length())
-        with self._lock:
-            free = self._free.setdefault(size, [])
-            buffer = free.pop() if free else None
-            if buffer is None:
-                buffer = torch.empty(size, dtype=torch.uint8)
-                self._bytes += size
-            self._lent += 1
-        if self.poison:
-            buffer.fill_(0xFF)  # all ones is NaN in every float type
-        try:
-            yield buffer[:nbytes].view(dtype).view(shape)
-        finally:
-            with self._lock:
-                self._lent -= 1
-                free.append(buffer)
+    def borrow(self, shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> Lease:
+        """Lend an uninitialised contiguous CPU tensor for a ``with`` block; 64-byte aligned."""
+        return Lease(self, shape, dtype)
 
     def release(self) -> int:
         """Give free buffers back to the system; returns their bytes."""
         with self._lock:
             freed = sum(size * len(buffers) for size, buffers in self._free.items())
-            for buffers in self._free.values():
-                buffers.clear()
+            self._free.clear()
             self._bytes -= freed
         return freed
+
+    def _take(self, nbytes: int) -> Tensor:
+        size = max(_SMALLEST, 1 << max(nbytes - 1, 0).bit_length())
+        with self._lock:
+            free = self._free[size]
+            if free:
+                buffer = free.pop()
+            else:
+                buffer = torch.empty(size, dtype=torch.uint8)
+                self._bytes += size
+            self._lent += 1
+        if self.poison:
+            buffer.fill_(0xFF)  # all ones is NaN in every float type
+        return buffer
+
+    def _give(self, buffer: Tensor) -> None:
+        with self._lock:
+            self._lent -= 1
+            self._free[buffer.numel()].append(buffer)
+
+
+class Lease:
+    """What :meth:`Arena.borrow` returns; a class because kernels of microseconds borrow too."""
+
+    __slots__ = ("_arena", "_buffer", "_dtype", "_shape")
+
+    def __init__(self, arena: Arena, shape: tuple[int, ...], dtype: torch.dtype) -> None:
+        self._arena = arena
+        self._shape = shape
+        self._dtype = dtype
+
+    def __enter__(self) -> Tensor:
+        nbytes = prod(self._shape) * self._dtype.itemsize
+        self._buffer = self._arena._take(nbytes)
+        return self._buffer[:nbytes].view(self._dtype).view(self._shape)
+
+    def __exit__(self, *exception) -> None:
+        self._arena._give(self._buffer)
 
 
 arena = Arena()

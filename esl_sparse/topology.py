@@ -7,8 +7,6 @@ row or column may *overhang* the weight, and what it holds there counts nowhere.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -217,8 +215,7 @@ def _distinct_ranks(
     return picked.to(device)
 
 
-@dataclass(frozen=True)
-class BlockTopology:
+class BlockTopology(NamedTuple):
     """A view over a layer's index buffers: reads and writes go to the layer, nothing is copied.
 
     Attributes:
@@ -261,9 +258,8 @@ class BlockTopology:
         total = self.layout.rows * self.layout.cols
         return self.nnz / total if total else 0.0
 
-    def index_tensors(self) -> Iterator[Tensor]:
-        yield from (self.crow_indices, self.col_indices)
-        yield from (self.ccol_indices, self.row_indices_t, self.block_offsets_t)
+    def index_tensors(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        return self[1:]
 
     def row_indices(self) -> Tensor:
         """Row block of each stored block, int64 ``[nnzb]``."""

@@ -272,6 +272,77 @@ void table_strip(const Side& s, int64_t strip, const uint64_t* nibbles, int64_t 
 }
 #endif
 
+// ---- forward by events: a lane's spikes are visited one by one, each adds its weights to the lane's row of outputs.
+// Work falls with the firing rate; blocks of 16 and more rows make it whole vectors.
+
+// Values as [nnzb, bn, bm] in column order: the weights of one channel in one piece.
+void to_columns(const BlockSparse& w, int64_t q, float* out) {
+  const float* v = w.values + int64_t{w.offset_t[q]} * w.bm * w.bn;
+  for (int64_t c = 0; c < w.bn; ++c)
+    for (int64_t r = 0; r < w.bm; ++r) out[(q * w.bn + c) * w.bm + r] = v[r * w.bn + c];
+}
+
+template <class T>
+void event_group(const LinearForward& p, const float* columns, int64_t g, uint64_t* bits, float* row) {
+  const BlockSparse& w = p.w;
+  const LaneRows lanes(p.lanes, g);
+  const int64_t chunks = ceil_div(w.cols, 64);
+  for (int64_t chunk = 0; chunk < chunks; ++chunk) {  // to one word per lane and 64 channels
+    const int64_t n = min(64, w.cols - chunk * 64);
+    std::memcpy(bits + chunk * 64, p.words + g * w.cols + chunk * 64, static_cast<size_t>(n) * 8);
+    std::memset(bits + chunk * 64 + n, 0, static_cast<size_t>(64 - n) * 8);
+    transpose_bits(bits + chunk * 64);
+  }
+  for (int l = 0; l < kWord; ++l) {
+    if (lanes.row[l] < 0) continue;
+    if (p.bias)
+      std::memcpy(row, p.bias, static_cast<size_t>(w.rows) * 4);
+    else
+      std::memset(row, 0, static_cast<size_t>(w.rows) * 4);
+    for (int64_t chunk = 0; chunk < chunks; ++chunk)
+      for (uint64_t spikes = bits[chunk * 64 + l]; spikes; spikes &= spikes - 1) {
+        const int64_t channel = chunk * 64 + __builtin_ctzll(spikes);
+        const int64_t cb = channel / w.bn, inside = channel % w.bn;
+        for (int64_t q = w.ccol[cb]; q < w.ccol[cb + 1]; ++q) {
+          const float* v = columns + (q * w.bn + inside) * w.bm;
+          float* out = row + w.row_t[q] * w.bm;
+          for (int64_t r = 0; r < w.bm; r += kLanes) store(out + r, load(out + r) + load(v + r));
+        }
+      }
+    T* y = static_cast<T*>(p.y.data) + lanes.row[l] * w.rows;
+    int64_t r = 0;
+    for (; r + kLanes <= w.rows; r += kLanes) store(y + r, load(row + r));
+    if (r < w.rows) store(y + r, load(row + r), static_cast<int>(w.rows - r));
+  }
+}
+
+int64_t padded_rows(const BlockSparse& w) { return ceil_div(w.rows, w.bm) * w.bm; }
+
+struct EventScratch {
+  int64_t columns, bits, row;  // bytes; the last two per thread
+};
+
+EventScratch event_scratch(const BlockSparse& w) {
+  const int64_t blocks = w.ccol[ceil_div(w.cols, w.bn)];
+  return {align64(blocks * w.bm * w.bn * 4), ceil_div(w.cols, 64) * 512, align64(padded_rows(w) * 4)};
+}
+
+void multiply_events(const LinearForward& p, int threads) {
+  const EventScratch size = event_scratch(p.w);
+  float* const columns = static_cast<float*>(p.scratch);
+  char* const own = static_cast<char*>(p.scratch) + size.columns;
+  parallel_for(0, p.w.ccol[ceil_div(p.w.cols, p.w.bn)], threads, [&](int64_t q) { to_columns(p.w, q, columns); });
+  parallel_tasks(p.lanes.groups(), threads, [&](int64_t g, int64_t thread) {
+    char* const mine = own + thread * (size.bits + size.row);
+    auto* const bits = reinterpret_cast<uint64_t*>(mine);
+    auto* const row = reinterpret_cast<float*>(mine + size.bits);
+    if (p.y.dtype == Dtype::f32)
+      event_group<float>(p, columns, g, bits, row);
+    else
+      event_group<bf16>(p, columns, g, bits, row);
+  });
+}
+
 // ---- sources as panels
 
 // Words of one group to a float panel: sum of 2^plane * scale where the bit is set.
@@ -351,34 +422,52 @@ void multiply(const Side& s, const Source& source, const float* bias, const Acti
 
 // ---- forward on spikes
 
-bool use_tables(const LinearForward& p) {
+// Firing rate below which events beat tables and masked adds, for blocks that suit events (docs/decisions.md).
 #if defined(ESL_ISA_AVX512)
-  return p.kernel == SpikeKernel::tables || (p.kernel == SpikeKernel::automatic && p.w.bn % 4 == 0);
+constexpr bool kHasTables = true;
+constexpr double kEventsBeatTables = 0.05, kEventsBeatMasked = 0.08;
 #else
-  (void)p;
-  return false;
+constexpr bool kHasTables = false;
+constexpr double kEventsBeatTables = 0, kEventsBeatMasked = 0.2;
 #endif
+
+SpikeKernel choose_kernel(const LinearForward& p) {
+  const bool can_events = p.w.bm % kLanes == 0 && !p.y.panels;
+  const bool can_tables = kHasTables && p.w.bn % 4 == 0;
+  if (p.kernel == SpikeKernel::events && can_events) return p.kernel;
+  if (p.kernel == SpikeKernel::masked) return p.kernel;
+  if (p.kernel == SpikeKernel::automatic && can_events) {
+    const int64_t words = p.lanes.groups() * p.w.cols;
+    int64_t spikes = 0;
+    for (int64_t i = 0; i < words; ++i) spikes += __builtin_popcountll(p.words[i]);
+    const double rate = can_tables ? kEventsBeatTables : kEventsBeatMasked;
+    if (static_cast<double>(spikes) < rate * static_cast<double>(words) * kWord) return SpikeKernel::events;
+  }
+  return can_tables ? SpikeKernel::tables : SpikeKernel::masked;
 }
 
 bool binary(const uint64_t* words, int planes, float scale) { return words && planes == 1 && scale == 1.f; }
 
-int64_t strip_bytes(int threads) { return int64_t{threads} * kForwardGroups * kStrip * kWord * 4; }
+int64_t strip_size(int64_t groups) { return min(groups, kForwardGroups) * kStrip * kWord; }
+int64_t strip_bytes(int64_t groups, int threads) { return threads * strip_size(groups) * 4; }
 int64_t nibble_bytes(int64_t groups, int64_t channels) { return groups * ceil_div(channels, 4) * 32; }
 
-void multiply_spikes(const LinearForward& p, int threads) {
+void multiply_spikes(const LinearForward& p, int threads, SpikeKernel kernel) {
   const Side s = by_rows(p.w);
   const int64_t groups = p.lanes.groups(), strips = s.strips(), chunks = ceil_div(groups, kForwardGroups);
   float* const strip_scratch = static_cast<float*>(p.scratch);
 #if defined(ESL_ISA_AVX512)
-  const bool tables = use_tables(p);
-  auto* const nibbles = reinterpret_cast<uint64_t*>(static_cast<char*>(p.scratch) + strip_bytes(threads));
+  const bool tables = kernel == SpikeKernel::tables;
+  auto* const nibbles = reinterpret_cast<uint64_t*>(static_cast<char*>(p.scratch) + strip_bytes(groups, threads));
   if (tables) parallel_for(0, groups, threads, [&](int64_t g) { to_nibbles(p.words, p.w.cols, g, nibbles); });
   const int last_quarters = groups ? LaneRows(p.lanes, groups - 1).quarters : 0;
+#else
+  (void)kernel;
 #endif
   parallel_tasks(chunks * strips, threads, [&](int64_t task, int64_t thread) {
     const int64_t g0 = task / strips * kForwardGroups, g1 = min(groups, g0 + kForwardGroups), strip = task % strips;
     const int64_t o = strip * kStrip, n = min(kStrip, s.outs - o);
-    float* const tiles = strip_scratch + thread * kForwardGroups * kStrip * kWord;
+    float* const tiles = strip_scratch + thread * strip_size(groups);
     for (int64_t g = g0; g < g1; ++g) start_strip(p.bias, o, n, tiles + (g - g0) * kStrip * kWord);
 #if defined(ESL_ISA_AVX512)
     if (tables) table_strip(s, strip, nibbles, g0, g1, last_quarters, groups, tiles);
@@ -534,7 +623,7 @@ void strip_bias(const float* y, int64_t stride, int64_t lanes, int64_t n, bool a
 // grad: panels [groups, rows, 64].
 void weight_gradient(const LinearBackward& p, const GradSource& x, const float* grad, int chunk, float* scratch,
                      int threads) {
-  const int64_t groups = p.lanes.groups(), stride = int64_t{chunk} * kWord;
+  const int64_t groups = p.lanes.groups(), stride = min(groups, chunk) * kWord;
   const int64_t strips = ceil_div(ceil_div(p.w.rows, p.w.bm) * p.w.bm, kStrip);
   parallel_tasks(strips, threads, [&](int64_t strip, int64_t thread) {
     float* y = scratch + thread * kStrip * stride;
@@ -565,7 +654,7 @@ BackwardScratch backward_scratch(const LinearBackward& p) {
   s.grad_panels = p.grad.panels ? 0 : align64(groups * p.w.rows * kWord * 4);
   s.x_panels = p.grad_values && !spikes && !(!p.words && p.x.panels) ? align64(groups * p.w.cols * kWord * 4) : 0;
   s.words = p.grad_values && spikes ? align64(nibble_bytes(groups, p.w.cols)) : 0;
-  s.strips = sums ? int64_t{p.threads} * kStrip * kGradGroups * kWord * 4 : 0;
+  s.strips = sums ? useful_threads(p.w, p.lanes, p.threads) * kStrip * min(groups, kGradGroups) * kWord * 4 : 0;
   s.total = s.grad_panels + s.x_panels + s.words + s.strips;
   return s;
 }
@@ -574,21 +663,32 @@ BackwardScratch backward_scratch(const LinearBackward& p) {
 
 int64_t linear_forward_scratch(const LinearForward& p) {
   const int64_t groups = p.lanes.groups();
-  if (binary(p.words, p.planes, p.scale))
-    return strip_bytes(p.threads) + (use_tables(p) ? nibble_bytes(groups, p.w.cols) : 0);
-  const int64_t slots = min(groups, p.threads);
+  const int threads = useful_threads(p.w, p.lanes, p.threads);
+  if (binary(p.words, p.planes, p.scale)) {
+    // The kernel is chosen by the spikes, which are not packed yet: room for either.
+    const EventScratch events = event_scratch(p.w);
+    const int64_t strips = strip_bytes(groups, threads) + (kHasTables ? nibble_bytes(groups, p.w.cols) : 0);
+    const bool may_be_events = p.w.bm % kLanes == 0 && !p.y.panels;
+    const int64_t lanes = may_be_events ? events.columns + threads * (events.bits + events.row) : 0;
+    return strips > lanes ? strips : lanes;
+  }
+  const int64_t slots = min(groups, threads);
   return !p.words && p.x.panels ? 0 : slots * p.w.cols * kWord * 4;
 }
 
 void linear_forward(const LinearForward& p) {
   const int threads = useful_threads(p.w, p.lanes, p.threads);
   if (binary(p.words, p.planes, p.scale)) {
-    multiply_spikes(p, threads);
+    const SpikeKernel kernel = choose_kernel(p);
+    if (kernel == SpikeKernel::events)
+      multiply_events(p, threads);
+    else
+      multiply_spikes(p, threads, kernel);
     return;
   }
   const Source source{p.x, p.words, p.planes, p.scale, p.w.cols, p.lanes};
   const int64_t groups = p.lanes.groups();
-  multiply(by_rows(p.w), source, p.bias, p.y, false, static_cast<float*>(p.scratch), min(groups, p.threads), threads);
+  multiply(by_rows(p.w), source, p.bias, p.y, false, static_cast<float*>(p.scratch), min(groups, threads), threads);
 }
 
 int64_t linear_backward_scratch(const LinearBackward& p) { return backward_scratch(p).total; }

@@ -35,44 +35,51 @@ inline bool level_bits(const T* x, int n, int planes, float scale, uint16_t* bit
   return true;
 }
 
+// A group is read lane by lane, 1,024 channels at a time: whole rows for the prefetcher, and bits that stay in L1.
+constexpr int64_t kChunks = 16;  // of 64 channels
+
 template <class T>
 bool pack_rows(const PackParams& p) {
-  const int64_t chunks = (p.channels + 63) / 64, groups = p.lanes.groups();
+  const int64_t groups = p.lanes.groups(), span = kChunks * 64;
   const T* rows = static_cast<const T*>(p.rows);
   const bool binary = p.planes == 1 && p.scale == 1.f;
   bool good = true;
   parallel_for(0, groups, p.threads, [&](int64_t g) {
     const LaneRows lanes(p.lanes, g);
-    uint64_t bits[kMaxPlanes][64];
-    for (int64_t chunk = 0; chunk < chunks; ++chunk) {
-      bool stop;  // another thread may have met a bad element
-#pragma omp atomic read
-      stop = good;
-      if (!stop) return;
-      const int64_t c0 = chunk * 64;
-      const int width = static_cast<int>(p.channels - c0 < 64 ? p.channels - c0 : 64);
-      bool fine = true;
+    uint64_t bits[kMaxPlanes][kChunks][64];
+    for (int64_t c0 = 0; c0 < p.channels; c0 += span) {
+      const int64_t width = p.channels - c0 < span ? p.channels - c0 : span, chunks = (width + 63) / 64;
+      for (int plane = 0; plane < p.planes; ++plane)
+        std::memset(bits[plane], 0, static_cast<size_t>(chunks) * sizeof(bits[plane][0]));
       for (int l = 0; l < 64; ++l) {
-        for (int plane = 0; plane < p.planes; ++plane) bits[plane][l] = 0;
+        bool go_on;  // another thread may have met a bad element
+#pragma omp atomic read
+        go_on = good;
+        if (!go_on) return;
         if (lanes.row[l] < 0) continue;
         const T* x = rows + lanes.row[l] * p.channels + c0;
-        for (int c = 0; c < width; c += 16) {
-          const int n = width - c < 16 ? width - c : 16;
+        bool fine = true;
+        for (int64_t c = 0; c < width; c += 16) {
+          const int n = static_cast<int>(width - c < 16 ? width - c : 16);
           uint16_t piece[kMaxPlanes];
           fine &= binary ? binary_bits(x + c, n, piece) : level_bits(x + c, n, p.planes, p.scale, piece);
-          if (!binary && !fine) break;
-          for (int plane = 0; plane < p.planes; ++plane) bits[plane][l] |= static_cast<uint64_t>(piece[plane]) << c;
+          if (!fine) break;
+          for (int plane = 0; plane < p.planes; ++plane)
+            bits[plane][c / 64][l] |= static_cast<uint64_t>(piece[plane]) << (c % 64);
+        }
+        if (!fine) {
+#pragma omp atomic write
+          good = false;
+          return;
         }
       }
-      if (!fine) {
-#pragma omp atomic write
-        good = false;
-        return;
-      }
-      for (int plane = 0; plane < p.planes; ++plane) {
-        transpose_bits(bits[plane]);
-        std::memcpy(p.words + (plane * groups + g) * p.channels + c0, bits[plane], static_cast<size_t>(width) * 8);
-      }
+      for (int plane = 0; plane < p.planes; ++plane)
+        for (int64_t chunk = 0; chunk < chunks; ++chunk) {
+          uint64_t* const piece = bits[plane][chunk];
+          const int64_t first = c0 + chunk * 64, n = p.channels - first < 64 ? p.channels - first : 64;
+          transpose_bits(piece);
+          std::memcpy(p.words + (plane * groups + g) * p.channels + first, piece, static_cast<size_t>(n) * 8);
+        }
     }
   });
   return good;

@@ -22,6 +22,7 @@ from ..topology import (
 INPUTS = ("auto", "binary", "levels", "float")
 _BINARY = (1, 1.0)
 _FLOAT = (0, 1.0)
+_INDEX = ("crow_indices", "col_indices", "ccol_indices", "row_indices_t", "block_offsets_t")
 
 
 class SparseLinear(nn.Module):
@@ -77,6 +78,7 @@ class SparseLinear(nn.Module):
         self.out_features = out_features
         target = torch.get_default_device() if device is None else torch.device(device)
         self.block_size = resolve_block_size(block_size, out_features, in_features, target.type)
+        self._layout = BlockLayout(out_features, in_features, *self.block_size)
         self._set_input(input)
         layout = self._layout
         ids = random_absent_ids(
@@ -109,20 +111,10 @@ class SparseLinear(nn.Module):
         self.register_buffer("block_offsets_t", topology.block_offsets_t.to(device), persistent=False)
 
     @property
-    def _layout(self) -> BlockLayout:
-        return BlockLayout(self.out_features, self.in_features, *self.block_size)
-
-    @property
     def topology(self) -> BlockTopology:
         """View over this layer's index buffers; never stale, nothing copied."""
-        return BlockTopology(
-            self._layout,
-            self.crow_indices,
-            self.col_indices,
-            self.ccol_indices,
-            self.row_indices_t,
-            self.block_offsets_t,
-        )
+        buffers = self._buffers
+        return BlockTopology(self._layout, *[buffers[name] for name in _INDEX])
 
     @property
     def nnz(self) -> int:

@@ -7,6 +7,7 @@ them.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 
 import torch
@@ -24,6 +25,19 @@ def define(schema: str, implementation: Callable, fake: Callable) -> None:
     for key in ("CPU", "CUDA"):
         _library.impl(name, implementation, key)
     torch.library.register_fake(f"esl_sparse::{name}", fake, lib=_library)
+
+
+_ANY = inspect.Signature([inspect.Parameter("args", inspect.Parameter.VAR_POSITIONAL)])
+
+
+def positional(forward: Callable) -> staticmethod:
+    """A Function's ``forward`` whose arguments are all given, by position.
+
+    ``Function.apply`` binds them to ``inspect.signature(forward)`` at every call. Found ready-made, and of one
+    ``*args``, the signature costs 5 us instead of 60.
+    """
+    forward.__signature__ = _ANY  # type: ignore[attr-defined]
+    return staticmethod(forward)
 
 
 class NoDoubleBackward(torch.autograd.Function):

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..._backends import choose
-from .._library import NoDoubleBackward, define, differentiable_backward, empty, raw
+from .._library import NoDoubleBackward, define, differentiable_backward, empty, positional, raw
 from . import native, reference
 from .surrogate import SURROGATES
 
@@ -59,19 +59,19 @@ define(
 
 
 class _LIFBackward(NoDoubleBackward):
-    @staticmethod
+    @positional
     def forward(*args):
         return raw.lif_backward(*args)
 
 
 class _LIFBackwardCallable(NoDoubleBackward):
-    @staticmethod
+    @positional
     def forward(grad_s, grad_v, x, v, tau, v_threshold, v_reset, surrogate, width, detach_reset, need_tau):
         return reference.backward(grad_s, grad_v, x, v, tau, v_threshold, v_reset, surrogate, detach_reset)
 
 
 class _LIF(torch.autograd.Function):
-    @staticmethod
+    @positional
     def forward(x, v, tau, v_threshold, v_reset, surrogate, width, detach_reset):
         return raw.lif(x, v, tau, v_threshold, v_reset)
 

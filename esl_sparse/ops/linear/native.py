@@ -9,7 +9,6 @@ from ..._native import lib
 from ...arena import arena
 from ...packed import LANES, Lanes
 from .._library import empty
-from ..pack import native as pack
 
 KERNELS = ("automatic", "masked", "tables", "events")
 _kernel = 0
@@ -25,39 +24,39 @@ def _address(tensor: Tensor | None) -> int:
     return 0 if tensor is None else tensor.data_ptr()
 
 
-def _with_scratch(run, *args) -> None:
+def _with_scratch(run, *args) -> int:
     """Call a kernel; where it answers with the bytes of scratch that it needs, lend them and call again."""
-    if needed := run(*args, 0, 0):
-        with arena.borrow((needed,), torch.uint8) as scratch:
-            run(*args, scratch.data_ptr(), needed)
+    needed = run(*args, 0, 0)
+    if needed <= 0:
+        return needed
+    with arena.borrow((needed,), torch.uint8) as scratch:
+        return run(*args, scratch.data_ptr(), needed)
 
 
-def forward(x, values, bias, crow, col, call):
+def forward(x, values, bias, index, call):
     """``(y, words)`` as the raw op; y is None if x breaks its promise."""
     rows, cols, T, B, planes, scale, panels = call
     packed = x.dtype == torch.int64
     dtype = values.dtype if packed else x.dtype
     x = x.contiguous()
+    groups = Lanes(T, B).groups
     words = x if packed else None
     if planes and not packed:
-        words = pack.pack(x.view(T, B, cols), planes, scale)
-        if words is None:
-            return None, None
+        words = torch.empty((planes, groups, 1, 1, cols), dtype=torch.int64)
     # Panels are float32 inside; rows are narrowed as they leave.
     y = torch.empty(
-        (Lanes(T, B).groups, 1, 1, rows, LANES) if panels else (T * B, rows),
+        (groups, 1, 1, rows, LANES) if panels else (T * B, rows),
         dtype=torch.float32 if panels else dtype,
     )
     weights = values.contiguous().float()
     bias = None if bias is None else bias.contiguous().float()
-    _with_scratch(
+    broken = _with_scratch(
         lib().linear_forward,
         rows,
         cols,
         values.shape[1],
         values.shape[2],
-        crow.data_ptr(),
-        col.data_ptr(),
+        *[tensor.data_ptr() for tensor in index],
         weights.data_ptr(),
         _address(bias),
         T,
@@ -72,13 +71,14 @@ def forward(x, values, bias, crow, col, call):
         _kernel,
         torch.get_num_threads(),
     )
-    saved = empty(x).long() if packed or words is None else words
+    if broken:
+        return None, None
+    saved = torch.empty(0, dtype=torch.int64) if packed or words is None else words
     return y.to(dtype), saved
 
 
 def backward(grad, x, values, index, call, x_panels, needs):
     rows, cols, T, B, planes, scale, panels = call
-    crow, col, ccol, row_t, offset_t = index
     dtype = grad.dtype
     # Panels are float32 inside.
     grad = (grad.float() if panels or x_panels else grad).contiguous()
@@ -99,11 +99,7 @@ def backward(grad, x, values, index, call, x_panels, needs):
         cols,
         values.shape[1],
         values.shape[2],
-        crow.data_ptr(),
-        col.data_ptr(),
-        ccol.data_ptr(),
-        row_t.data_ptr(),
-        offset_t.data_ptr(),
+        *[tensor.data_ptr() for tensor in index],
         weights.data_ptr(),
         T,
         B,

@@ -14,7 +14,7 @@ from torch import Tensor
 from ..._backends import choose
 from ...packed import LANES, Lanes, PackedSpikes
 from ...topology import BlockLayout, BlockTopology
-from .._library import NoDoubleBackward, define, differentiable_backward, empty, raw
+from .._library import NoDoubleBackward, define, differentiable_backward, empty, positional, raw
 from ..pack import reference as pack_reference
 from ..pack.op import broken_promise
 from . import native, reference, triton
@@ -46,7 +46,7 @@ def _forward(x, values, bias, crow, col, ccol, row_t, offset_t, rows, cols, T, B
     dtype = values.dtype if packed else x.dtype
     backend = choose("linear", values.device.type, dtype, values.shape[1:])
     if backend == "native":
-        y, words = native.forward(x, values, bias, crow, col, call)
+        y, words = native.forward(x, values, bias, [crow, col, ccol, row_t, offset_t], call)
         if y is None:
             raise broken_promise(planes, scale)
         return y, words
@@ -164,8 +164,11 @@ define(
 )
 
 
+_NO_GRADIENT = (None,) * 6  # of the index and the call
+
+
 class _LinearBackward(NoDoubleBackward):
-    @staticmethod
+    @positional
     def forward(*args):
         return raw.linear_backward(*args)
 
@@ -173,25 +176,25 @@ class _LinearBackward(NoDoubleBackward):
 class _Linear(torch.autograd.Function):
     """``carrier`` is None for float rows; for packed spikes x holds the words and the carrier takes the gradient."""
 
-    @staticmethod
-    def forward(carrier, x, values, bias, crow, col, ccol, row_t, offset_t, *call):
+    @positional
+    def forward(carrier, x, values, bias, crow, col, ccol, row_t, offset_t, call):
         return raw.linear(x, values, bias, crow, col, ccol, row_t, offset_t, *call)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        carrier, x, values, bias, crow, col, ccol, row_t, offset_t, *call = inputs
+        carrier, x, values, _, crow, col, ccol, row_t, offset_t, call = inputs
         words = output[1]
         ctx.mark_non_differentiable(words)
         ctx.set_materialize_grads(False)
         ctx.call = call
         ctx.x_panels = carrier is not None
-        packed_inside = carrier is None and call[4] != 0
+        packed_inside = carrier is None and call.planes != 0
         ctx.save_for_backward(words if packed_inside else x, values, crow, col, ccol, row_t, offset_t)
 
     @staticmethod
     def backward(ctx, grad, _):
         if grad is None:
-            return (None,) * (9 + len(ctx.call))
+            return (None,) * 10
         need_carrier, need_x, need_values, need_bias = ctx.needs_input_grad[:4]
         needs = (need_carrier or need_x) | need_values << 1 | need_bias << 2
         run = _LinearBackward.apply if differentiable_backward() else raw.linear_backward
@@ -201,7 +204,7 @@ class _Linear(torch.autograd.Function):
             grad_x if need_x else None,
             grad_values if need_values else None,
             grad_bias if need_bias else None,
-            *((None,) * (5 + len(ctx.call))),
+            *_NO_GRADIENT,
         )
 
 
@@ -253,7 +256,7 @@ def linear(
         raise ValueError(f"x: expected shape [N, {lay.cols}], got {tuple(x.shape)}")
     _check(topology, values, bias, x.device)
     call = Call(lay.rows, lay.cols, 1, x.shape[0], planes, scale, False)
-    return _Linear.apply(None, x, values, bias, *topology.index_tensors(), *call)[0]
+    return _Linear.apply(None, x, values, bias, *topology.index_tensors(), call)[0]
 
 
 def linear_packed(
@@ -270,5 +273,5 @@ def linear_packed(
         raise ValueError(f"x: expected PackedSpikes of shape (T, B, {lay.cols}), got {x.shape}")
     _check(topology, values, bias, x.words.device)
     call = Call(lay.rows, lay.cols, x.T, x.B, x.planes, x.scale, panels)
-    y = _Linear.apply(x.carrier, x.words, values, bias, *topology.index_tensors(), *call)[0]
+    y = _Linear.apply(x.carrier, x.words, values, bias, *topology.index_tensors(), call)[0]
     return y if panels else y.view(x.T, x.B, lay.rows)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..._backends import choose
 from ...packed import LANES, MAX_PLANES, Lanes, PackedSpikes
-from .._library import NoDoubleBackward, define, differentiable_backward, raw
+from .._library import NoDoubleBackward, define, differentiable_backward, positional, raw
 from . import native, reference
 
 
@@ -90,13 +90,13 @@ define("from_panels(Tensor panels, SymInt T, SymInt B) -> Tensor", _from_panels,
 
 
 class _PackBackward(NoDoubleBackward):
-    @staticmethod
+    @positional
     def forward(grad_panels, T, B):
         return raw.from_panels(grad_panels, T, B)
 
 
 class _Pack(torch.autograd.Function):
-    @staticmethod
+    @positional
     def forward(x, planes, scale):
         words = raw.pack(x, planes, scale)
         return x.new_zeros(1).expand((*words.shape[1:], LANES)), words
@@ -116,13 +116,13 @@ class _Pack(torch.autograd.Function):
 
 
 class _UnpackBackward(NoDoubleBackward):
-    @staticmethod
+    @positional
     def forward(grad):
         return raw.to_panels(grad)
 
 
 class _Unpack(torch.autograd.Function):
-    @staticmethod
+    @positional
     def forward(carrier, words, T, B, scale):
         return raw.unpack(words, T, B, scale, carrier.dtype)
 
