@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from collections.abc import Sequence
 
-_EXTRA = {"click", "rich", "matplotlib", "tensorboard"}
+_EXTRA = {"click", "rich", "matplotlib", "tensorboard", "scipy"}
 _INTERRUPTED = 130
 
 
@@ -17,23 +18,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from .checkpoint import CheckpointError
         from .data import DataError
         from .experiments.commands import cli
+        from .experiments.train import RunError
     except ModuleNotFoundError as error:
         if error.name not in _EXTRA:
             raise
         return _fail(f'{error.name} is not installed: pip install "esl_sparse[train]"')
-    try:
-        return cli.main(arguments, prog_name="esl-sparse", standalone_mode=False) or 0
-    except click.ClickException as error:
-        return _fail(error.format_message(), error.exit_code)
-    except (CheckpointError, DataError, OSError) as error:
-        return _fail(str(error))
-    except (click.Abort, KeyboardInterrupt):
-        return _fail("interrupted", _INTERRUPTED)
+    with warnings.catch_warnings():
+        warnings.showwarning = _warn
+        try:
+            return cli.main(arguments, prog_name="esl-sparse", standalone_mode=False) or 0
+        except click.ClickException as error:
+            return _fail(error.format_message(), error.exit_code)
+        except (CheckpointError, DataError, RunError, OSError) as error:
+            return _fail(str(error))
+        except (click.Abort, KeyboardInterrupt):
+            return _fail("interrupted", _INTERRUPTED)
 
 
 def _fail(sentence: str, code: int = 1) -> int:
     print(f"esl-sparse: {sentence}", file=sys.stderr)
     return code
+
+
+def _warn(message: Warning | str, *_: object, **__: object) -> None:
+    print(f"esl-sparse: warning: {message}", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ from .plots import plot_run
 from .protocol import ROWS, run_protocol, write_tables
 from .run_folder import RunFolder, read_result
 from .signals import stop_requests
-from .train import CHECKPOINT, Interrupted, Trainer
+from .train import CHECKPOINT, Interrupted, RunError, Trainer
 
 console = Console()
 INTERRUPTED = 130
@@ -160,13 +160,13 @@ def report(runs: tuple[Path, ...]) -> None:
     results = []
     for folder in runs:
         if not (folder / "result.json").exists():
-            raise click.UsageError(f"{folder} holds no finished run: it has no result.json.")
+            raise RunError(f"{folder} holds no finished run: it has no result.json.")
         results.append(read_result(folder))
         plot_run(folder)
     if len(results) == 1:
         console.print(result_card(*results[0]))
     else:
-        console.print(comparison([(config.title, result) for config, result in results]))
+        console.print(comparison(results))
 
 
 @cli.command()
@@ -211,13 +211,13 @@ def _new(
     config = replace(config, data=dataset.name)
     folder = run_dir or Path("runs") / f"{time.strftime('%Y%m%d-%H%M%S')}-{config.slug}"
     if (folder / "config.json").exists():
-        raise click.UsageError(f"{folder} already holds a run: choose another folder, or --resume {folder}.")
+        raise RunError(f"{folder} already holds a run: choose another folder, or --resume {folder}.")
     return _trainer(config, dataset, folder, checkpoint_every)
 
 
 def _resumed(folder: Path, data_dir: Path | None, checkpoint_every: int) -> Trainer:
     if (folder / "result.json").exists():
-        raise click.UsageError(f"{folder} holds a finished run: see it with esl-sparse report {folder}.")
+        raise RunError(f"{folder} holds a finished run: see it with esl-sparse report {folder}.")
     state = load_checkpoint(folder / CHECKPOINT)
     config = TrainConfig.from_dict(state["config"])
     trainer = _trainer(config, load(config.data, data_dir), folder, checkpoint_every)

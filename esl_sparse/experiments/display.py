@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from rich.console import Console
+from rich.console import Console, Group
 from rich.panel import Panel
 from rich.progress import BarColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 from .config import TrainConfig
 from .demo import VariantResult
-from .records import EpochRecord, StepRecord, TrainResult, WeightState
+from .records import EpochRecord, StepRecord, TrainResult
 from .train import Observer, Trainer
 
 _SMOOTHING = 0.05
@@ -103,36 +104,31 @@ def result_card(config: TrainConfig, result: TrainResult) -> Panel:
         "weight state",
         f"{size(state.total)}, dense {size(state.dense)} ({state.total / state.dense:.1%})",
     )
-    table.add_row("", state_parts(state))
+    table.add_row("", f"values {size(state.values)}, index {size(state.index)},")
+    table.add_row("", f"gradient {size(state.gradient)}, optimiser {size(state.optimizer)}")
     table.add_row("speed", f"{result.samples_per_second:,.0f} samples/s, {result.seconds:.0f} s of training")
     table.add_row("updates", f"{result.updates}")
     return Panel(table, title=config.title, title_align="left", expand=False)
 
 
-def comparison(rows: Sequence[tuple[str, TrainResult]]) -> Table:
-    table = Table("run", title="Finished runs")
-    for column in ("test accuracy", "weights active", "weight state", "of dense", "samples/s", "updates"):
-        table.add_column(column, justify="right")
-    for name, result in rows:
+def comparison(rows: Sequence[tuple[TrainConfig, TrainResult]]) -> Table:
+    table = _table("test", "weights", "state", "of dense", "samples/s")
+    for config, result in rows:
         state = result.weight_state
         table.add_row(
-            name,
+            config.slug,
             f"{result.test_accuracy:.2%}",
             f"{result.active_weights:,}",
             size(state.total),
             f"{state.total / state.dense:.1%}",
             f"{result.samples_per_second:,.0f}",
-            f"{result.updates}",
         )
     return table
 
 
 def demo_card(config: TrainConfig, results: Mapping[str, VariantResult]) -> Panel:
     """One line a variant; `config` is the sparse one's."""
-    table = Table(box=None, padding=(0, 2), caption_justify="left", caption_style="dim")
-    table.add_column("")
-    for column in ("test accuracy", "seconds", "samples/s", "peak memory", "weight state", "updates"):
-        table.add_column(column, justify="right")
+    table = _table("test accuracy", "seconds", "samples/s", "peak memory", "weight state", "updates")
     for name, variant in results.items():
         result = variant.result
         table.add_row(
@@ -144,7 +140,7 @@ def demo_card(config: TrainConfig, results: Mapping[str, VariantResult]) -> Pane
             size(result.weight_state.total),
             f"{result.updates}" if result.updates else "",
         )
-    table.caption = (
+    note = (
         "seconds: training without validation. peak memory: resident, above libraries and data,\n"
         "in a process of its own. weight state: values, index or mask, gradient, optimiser state."
     )
@@ -152,14 +148,15 @@ def demo_card(config: TrainConfig, results: Mapping[str, VariantResult]) -> Pane
     title = (
         f"{config.data}, hidden {hidden}, T {config.T}, {config.epochs} epochs, density {config.density:g}"
     )
-    return Panel(table, title=title, title_align="left", expand=False)
+    return Panel(Group(table, "", Text(note, "dim")), title=title, title_align="left", expand=False)
 
 
-def state_parts(state: WeightState) -> str:
-    return (
-        f"values {size(state.values)}, index {size(state.index)}, "
-        f"gradient {size(state.gradient)}, optimiser {size(state.optimizer)}"
-    )
+def _table(*columns: str) -> Table:
+    table = Table(box=None, padding=(0, 1))
+    table.add_column("", no_wrap=True)
+    for column in columns:
+        table.add_column(column, justify="right")
+    return table
 
 
 def size(count: float) -> str:

@@ -11,12 +11,13 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, PercentFormatter
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.ticker import LogLocator, MaxNLocator, PercentFormatter
 
 from .config import TrainConfig
 from .log import read_log
 
-_STYLE = {
+_STYLE: Any = {
     "axes.grid": True,
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -29,7 +30,7 @@ _STYLE = {
     "lines.linewidth": 1.8,
     "lines.markersize": 3.5,
 }
-_BLUE, _ORANGE, _GREEN, _PURPLE = _COLOURS = "#2a6fbb", "#e07b39", "#3a9a5b", "#8b5fbf"
+_COLOURS = ("#2a6fbb", "#e07b39", "#3a9a5b", "#8b5fbf", "#555555")
 
 
 def plot_run(folder: Path) -> list[Path]:
@@ -50,33 +51,32 @@ def plot_run(folder: Path) -> list[Path]:
         }
         for name, figure in figures.items():
             figure.text(0.01, 0.005, config.title, fontsize=8, color="#777777")
-            FigureCanvasAgg(figure).print_png(str(target / name), pil_kwargs={"optimize": True})
+            FigureCanvasAgg(figure).print_png(str(target / name))
     return [target / name for name in figures]
 
 
 def _figure(panels: int = 1) -> tuple[Figure, Sequence[Axes]]:
-    figure = Figure(figsize=(6.4 if panels == 1 else 10.5, 4.0), dpi=120, layout="constrained")
-    figure.get_layout_engine().set(rect=(0, 0.04, 1, 0.96))
+    layout: Any = ConstrainedLayoutEngine(rect=(0, 0.04, 1, 0.96))  # leaves a line for the conditions
+    figure = Figure(figsize=(6.4 if panels == 1 else 10.5, 4.0), dpi=120, layout=layout)
     return figure, [figure.add_subplot(1, panels, panel + 1) for panel in range(panels)]
 
 
 def _accuracy(epochs: list[dict[str, Any]]) -> Figure:
     figure, (loss, accuracy) = _figure(2)
     x = [entry["epoch"] for entry in epochs]
-    for part, label, colour in (("train", "training", _BLUE), ("val", "validation", _ORANGE)):
-        loss.plot(x, [entry[f"{part}_loss"] for entry in epochs], "o-", label=label, color=colour)
-        accuracy.plot(x, [entry[f"{part}_accuracy"] for entry in epochs], "o-", label=label, color=colour)
     best = max(epochs, key=lambda entry: entry["val_accuracy"])
-    accuracy.plot(best["epoch"], best["val_accuracy"], "o", markersize=9, fillstyle="none", color=_ORANGE)
-    accuracy.annotate(
-        f"best {best['val_accuracy']:.2%}",
-        (best["epoch"], best["val_accuracy"]),
-        xytext=(0, -18),
-        textcoords="offset points",
-        ha="center",
-        color=_ORANGE,
-    )
+    labels = {
+        "train": "training",
+        "val": f"validation (best {best['val_accuracy']:.2%}, epoch {best['epoch']})",
+    }
+    for (part, label), colour in zip(labels.items(), _COLOURS, strict=False):
+        loss.plot(x, [entry[f"{part}_loss"] for entry in epochs], "o-", label=label.split()[0], color=colour)
+        accuracy.plot(x, [entry[f"{part}_accuracy"] for entry in epochs], "o-", label=label, color=colour)
+    accuracy.plot(best["epoch"], best["val_accuracy"], "o", markersize=9, fillstyle="none", color=_COLOURS[1])
     loss.set(title="Loss", ylabel="cross-entropy (nats)", yscale="log")
+    loss.yaxis.set_major_formatter("{x:g}")
+    loss.yaxis.set_minor_locator(LogLocator(subs=(2, 5)))
+    loss.yaxis.set_minor_formatter("{x:g}")
     accuracy.set(title="Top-1 accuracy", ylabel="accuracy (%)")
     accuracy.yaxis.set_major_formatter(PercentFormatter(1.0, symbol=""))
     for axes in (loss, accuracy):
@@ -122,7 +122,7 @@ def _firing_rate(epochs: list[dict[str, Any]]) -> Figure:
     for layer, colour in _layers(epochs, "firing_rate"):
         axes.plot(x, [entry["firing_rate"][layer] for entry in epochs], "o-", label=layer, color=colour)
     axes.set(title="Firing rate in training", ylabel="spikes per neuron and step")
-    axes.set_ylim(bottom=0)
+    axes.set_ylim(0, 1.15 * axes.get_ylim()[1])
     _count(axes, "epoch")
     axes.legend(title="layer")
     return figure

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from scipy.stats import t as student
 
 from .._version import __version__
 from ..checkpoint import load_checkpoint
@@ -20,7 +19,7 @@ from .config import TrainConfig
 from .log import write_json
 from .records import TrainResult
 from .run_folder import RunFolder, read_result
-from .train import CHECKPOINT, Trainer
+from .train import CHECKPOINT, RunError, Trainer
 
 REFERENCE = "dense"
 
@@ -103,7 +102,7 @@ def _result(
     if (folder / "result.json").exists():
         found, result = read_result(folder)
         if found != config:
-            raise ValueError(f"{folder} holds a run with other settings: choose another folder")
+            raise RunError(f"{folder} holds a run with other settings: choose another folder with --runs.")
         return result
     trainer = Trainer(config, dataset, folder, [RunFolder(folder, config)])
     if (folder / CHECKPOINT).exists():
@@ -136,9 +135,12 @@ def summarise(
 
 
 def interval(differences: Sequence[float], confidence: float = 0.95) -> Interval:
+    from scipy.special import stdtrit  # here, because it is slow to import and rarely needed
+
     mean = statistics.fmean(differences)
     n = len(differences)
-    half = student.ppf((1 + confidence) / 2, n - 1) * statistics.stdev(differences) / math.sqrt(n)
+    quantile = float(stdtrit(n - 1, (1 + confidence) / 2))
+    half = quantile * statistics.stdev(differences) / math.sqrt(n)
     return Interval(mean, mean - half, mean + half)
 
 

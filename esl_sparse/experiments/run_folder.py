@@ -24,7 +24,6 @@ class RunFolder(Observer):
 
     def __init__(self, path: Path, config: TrainConfig) -> None:
         self.path = path
-        path.mkdir(parents=True, exist_ok=True)
         self.config = config
 
     def started(self, trainer: Trainer) -> None:

@@ -28,6 +28,10 @@ class Interrupted(Exception):
     """Training was asked to stop and left a checkpoint to resume from."""
 
 
+class RunError(Exception):
+    """A run cannot be made as asked; the message is one sentence for people."""
+
+
 class Observer:
     """Told about a run while it happens; override what is of interest."""
 
@@ -94,6 +98,7 @@ class Trainer:
         `should_stop` is asked after every iteration; once it says yes, a checkpoint is written and
         `Interrupted` is raised.
         """
+        self.folder.mkdir(parents=True, exist_ok=True)
         for observer in self.observers:
             observer.started(self)
         while self.progress.epoch < self.config.epochs:

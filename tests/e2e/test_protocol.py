@@ -1,0 +1,36 @@
+import json
+
+import pytest
+
+from esl_sparse.experiments.protocol import interval
+
+
+def test_interval_by_hand():
+    # mean 2, sd 1, n 3: t(.975, 2) = 4.302653, half width 4.302653 / sqrt(3)
+    found = interval([0.01, 0.02, 0.03])
+    assert (found.mean, found.low, found.high) == pytest.approx((0.02, 0.02 - 0.02484138, 0.02 + 0.02484138))
+
+
+def test_rows_seeds_and_restart(esl, tmp_path):
+    arguments = ["protocol", "--data", "digits", "--epochs", 2, "--interval", 3, "--seeds", 2]
+    arguments += ["--row", "dense", "--row", "evolve 0.1 4x4", "--lr", 0.001, "--lr", 0.01]
+    arguments += ["--runs", tmp_path / "runs", "--out", tmp_path / "results"]
+    code, out, _ = esl(*arguments)
+    assert code == 0
+    assert out.count(" s\n") == 6  # two rows: two rates with the first seed, the better one with the second
+
+    results = json.loads((tmp_path / "results/digits.json").read_text())
+    dense, evolve = results["rows"]
+    assert (dense["name"], evolve["name"]) == ("dense", "evolve 0.1 4x4")
+    assert dense["lr"] == evolve["lr"] == 0.01
+    assert len(evolve["test_accuracy"]) == 2
+    assert dense["difference"] is None
+    differences = [a - b for a, b in zip(evolve["test_accuracy"], dense["test_accuracy"], strict=True)]
+    assert evolve["difference"]["mean"] == pytest.approx(sum(differences) / 2)
+    assert "| evolve 0.1 4x4 | 0.01 |" in (tmp_path / "results/digits.md").read_text()
+
+    code, out, _ = esl(*arguments)  # nothing is run twice
+    assert code == 0 and " s\n" not in out
+    assert json.loads((tmp_path / "results/digits.json").read_text()) == results
+    code, _, err = esl(*arguments, "--tau", 0.25)
+    assert code and "holds a run with other settings" in err

@@ -1,0 +1,126 @@
+"""An interrupted run continues to the same bits, whether it was stopped between epochs or inside one."""
+
+import signal
+import time
+
+import pytest
+import torch
+
+from esl_sparse.checkpoint import load_checkpoint
+from esl_sparse.data import load
+from esl_sparse.experiments.config import TrainConfig
+from esl_sparse.experiments.log import read_log
+from esl_sparse.experiments.train import Interrupted, Trainer
+
+SMALL = TrainConfig(data="digits", batch_size=32, interval=10, hidden=(128, 64), lr=5e-3, epochs=3)
+
+
+def same(a, b):
+    """Equality to the bit of nested containers of tensors and plain values."""
+    if isinstance(a, torch.Tensor):
+        return torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
+    if isinstance(a, (list, tuple)):
+        return len(a) == len(b) and all(map(same, a, b))
+    return a == b
+
+
+def untimed(state):
+    """A checkpoint without the clock's part."""
+    progress = {k: v for k, v in state["progress"].items() if k not in ("seconds", "sums")}
+    return {**state, "progress": progress}
+
+
+@pytest.mark.parametrize(
+    ("structure", "stop_after"),
+    [
+        ("dense", 20),
+        ("mask", 60),
+        ("static", 20),
+        ("evolve", 60),
+        ("evolve", 41),
+    ],  # an epoch has 41 iterations
+)
+def test_same_bits_after_an_interrupt(tmp_path, structure, stop_after):
+    config = TrainConfig(**{**SMALL.to_dict(), "structure": structure})
+    digits = load("digits")
+    expected = Trainer(config, digits, tmp_path / "whole").fit()
+
+    folder = tmp_path / "parts"
+    first = Trainer(config, digits, folder)
+    with pytest.raises(Interrupted):
+        first.fit(lambda: first.iteration == stop_after)
+    torch.manual_seed(1234)  # a new process would not have the old one's state
+    second = Trainer(config, digits, folder)
+    second.resume(load_checkpoint(folder / "checkpoint.pt"))
+    assert second.iteration == stop_after
+    result = second.fit()
+
+    for name in ("checkpoint.pt", "best.pt"):
+        a, b = (load_checkpoint(tmp_path / which / name) for which in ("whole", "parts"))
+        assert same(*(untimed(s) if "progress" in s else s for s in (a, b)))
+    assert (result.test_accuracy, result.test_loss) == (expected.test_accuracy, expected.test_loss)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signal_in_mid_epoch(start, esl, tmp_path, number):
+    """From outside: stop a process in mid-epoch, resume it, and compare with a run that was left alone."""
+    options = [
+        "--data",
+        "digits",
+        "--batch-size",
+        "16",
+        "--hidden",
+        "128",
+        "--interval",
+        "10",
+        "--epochs",
+        "6",
+    ]
+    run = tmp_path / "stopped"
+    process = start("-m", "esl_sparse.cli", "train", *options, "--run-dir", run)
+    _wait_for(run / "log.jsonl", process)
+    process.send_signal(number)
+    out, _ = process.communicate(timeout=60)
+    assert process.returncode == 130, out
+    assert f"esl-sparse train --resume {run}" in out
+    progress = load_checkpoint(run / "checkpoint.pt")["progress"]
+    assert progress["epoch"] < 6 and not (run / "result.json").exists()
+
+    code, _, err = esl("train", "--resume", run, "--lr", 1)
+    assert code and "leave out --lr" in err
+    assert esl("train", "--resume", run)[0] == 0
+    assert esl("train", *options, "--run-dir", tmp_path / "alone")[0] == 0
+    a, b = (load_checkpoint(folder / "checkpoint.pt") for folder in (run, tmp_path / "alone"))
+    assert same(untimed(a), untimed(b))
+    a, b = (
+        [
+            {k: v for k, v in entry.items() if k not in ("seconds", "samples_per_second")}
+            for entry in read_log(folder)
+        ]
+        for folder in (run, tmp_path / "alone")
+    )
+    assert a == b
+
+
+def _wait_for(log, process):
+    """Until the run has logged something, which is after its first 50 iterations."""
+    deadline = time.monotonic() + 60
+    while not (log.exists() and log.read_text()):
+        assert process.poll() is None and time.monotonic() < deadline, process.communicate()[0]
+        time.sleep(0.01)
+
+
+def test_bad_checkpoints_are_named(esl, tmp_path):
+    run = tmp_path / "run"
+    run.mkdir()
+    code, _, err = esl("train", "--resume", run)
+    assert code and "checkpoint.pt does not exist" in err
+    checkpoint = run / "checkpoint.pt"
+    checkpoint.write_bytes(b"PK\x03\x04 and then nothing")
+    code, _, err = esl("train", "--resume", run)
+    assert code and "truncated or is no checkpoint" in err
+    torch.save({"weight": torch.zeros(1)}, checkpoint)
+    code, _, err = esl("train", "--resume", run)
+    assert code and "no checkpoint of esl_sparse" in err
