@@ -136,6 +136,32 @@ struct SpikeTile {
 }
 };
 
+// Spikes, all 64 lanes of NG groups: what few outputs leave of the registers, more groups fill, and each weight and each
+// index entry is read once for all of them.
+template <int TM, int NG>
+void spike_groups(const Side& s, int64_t ob, int64_t inside, const uint64_t* words, float* tile) {
+  constexpr int kGroupTile = kStrip * kWord;
+  f32x16 acc[TM][NG][4];
+  for (int i = 0; i < TM; ++i)
+    for (int g = 0; g < NG; ++g)
+      for (int j = 0; j < 4; ++j) acc[i][g][j] = load(tile + g * kGroupTile + i * kWord + j * 16);
+  for (int64_t p = s.ptr[ob]; p < s.ptr[ob + 1]; ++p) {
+    const int64_t first = s.block[p] * s.bs, n = min(s.bs, s.sources - first);
+    const float* v = s.weights(p) + inside * s.wo;
+    for (int64_t c = 0; c < n; ++c, v += s.ws)
+      for (int g = 0; g < NG; ++g) {
+        const auto* bits = reinterpret_cast<const uint16_t*>(words + g * s.sources + first + c);
+        for (int i = 0; i < TM; ++i) {
+          const f32x16 weight = set1(v[i * s.wo]);
+          for (int j = 0; j < 4; ++j) acc[i][g][j] = add_where(acc[i][g][j], bits + j, weight);
+        }
+      }
+  }
+  for (int i = 0; i < TM; ++i)
+    for (int g = 0; g < NG; ++g)
+      for (int j = 0; j < 4; ++j) store(tile + g * kGroupTile + i * kWord + j * 16, acc[i][g][j]);
+}
+
 // One strip of one group through tiles of min(bo, 4) outputs.
 template <class Tile, class Source>
 void strip_tiles(const Side& s, int64_t strip, const Source* source, int quarters, float* strip_tile) {
@@ -166,6 +192,29 @@ void start_strip(const float* bias, int64_t o, int64_t n, float* tile) {
 }
 
 #if defined(ESL_ISA_AVX512)
+// One strip of `full` groups that have all 64 lanes; words [groups, sources].
+template <int TM, int NG>
+void spike_strip_of(const Side& s, int64_t strip, const uint64_t* words, int64_t full, float* tiles) {
+  const int64_t first = strip * kStrip, n = min(kStrip, s.outs - first);
+  for (int64_t o = 0; o < n; o += TM) {
+    const int64_t ob = (first + o) / s.bo, inside = (first + o) % s.bo;
+    float* tile = tiles + o * kWord;
+    int64_t g = 0;
+    for (; g + NG <= full; g += NG)
+      spike_groups<TM, NG>(s, ob, inside, words + g * s.sources, tile + g * kStrip * kWord);
+    for (; g < full; ++g) spike_groups<TM, 1>(s, ob, inside, words + g * s.sources, tile + g * kStrip * kWord);
+  }
+}
+
+void spike_strip(const Side& s, int64_t strip, const uint64_t* words, int64_t full, float* tiles) {
+  if (s.bo >= 4)
+    spike_strip_of<4, 1>(s, strip, words, full, tiles);
+  else if (s.bo == 2)
+    spike_strip_of<2, 2>(s, strip, words, full, tiles);
+  else
+    spike_strip_of<1, 4>(s, strip, words, full, tiles);
+}
+
 // ---- forward by tables: the 16 sums of 4 weights, chosen per lane by a 4-bit index.
 
 constexpr int kTables = 256;  // tables built at a time: 16 KB, in L1
@@ -379,11 +428,45 @@ struct Source {
   }
 };
 
+// Blocks of 1 x 1 from a float panel: every weight reads another 256 bytes, so sources go by pieces that stay in L1 and the
+// outputs pass through instead. out [outs, 64]; cursor [outs]: how far each output's list has been read.
+constexpr int64_t kPiece = 96;  // sources: 24 KB
+
+void multiply_scattered(const Side& s, const float* panel, const float* bias, float* out, int32_t* cursor) {
+  for (int64_t o = 0; o < s.outs; ++o) {
+    cursor[o] = s.ptr[o];
+    const f32x16 b = set1(bias ? bias[o] : 0.f);
+    for (int j = 0; j < 4; ++j) store(out + o * kWord + j * 16, b);
+  }
+  for (int64_t end = kPiece; end < s.sources + kPiece; end += kPiece)
+    for (int64_t o = 0; o < s.outs; ++o) {
+      int64_t p = cursor[o];
+      const int64_t last = s.ptr[o + 1];
+      if (p == last || s.block[p] >= end) continue;
+      float* const tile = out + o * kWord;
+      f32x16 acc[4];
+      for (int j = 0; j < 4; ++j) acc[j] = load(tile + j * 16);
+      do {
+        const f32x16 weight = set1(*s.weights(p));
+        const float* x = panel + s.block[p] * kWord;
+        for (int j = 0; j < 4; ++j) acc[j] = fmadd(load(x + j * 16), weight, acc[j]);
+      } while (++p < last && s.block[p] < end);
+      for (int j = 0; j < 4; ++j) store(tile + j * 16, acc[j]);
+      cursor[o] = static_cast<int32_t>(p);
+    }
+}
+
+bool scattered(const Side& s) { return s.block_size == 1 && s.sources > 2 * kPiece; }
+
+// Bytes per thread that multiply() needs beside the panels.
+int64_t multiply_bytes(const Side& s) { return scattered(s) ? align64(s.outs * kWord * 4) + align64(s.outs * 4) : 0; }
+
 // out = sum over blocks of w * source, from float panels. Groups go to threads in contiguous shares, so that a panel made
 // by a thread is multiplied by it while in L2; fewer groups than threads are cut by strips instead.
 // `panels` [slots, sources, 64]: a slot per group if slots == groups (kept for the caller), else one per thread.
+// `own`: multiply_bytes() for each thread.
 void multiply(const Side& s, const Source& source, const float* bias, const Activation& y, bool zero_padding,
-              float* panels, int64_t slots, int threads) {
+              float* panels, int64_t slots, char* own, int threads) {
   const int64_t groups = source.lanes.groups(), strips = s.strips(), panel_size = s.sources * kWord;
   const bool by_group = groups >= threads;
   const auto run = [&](int64_t g, const float* panel, int64_t strip0, int64_t strip1) {
@@ -405,7 +488,15 @@ void multiply(const Side& s, const Source& source, const float* bias, const Acti
           source.make(g, made);
           panel = made;
         }
-        run(g, panel, 0, strips);
+        if (scattered(s)) {
+          float* const out = reinterpret_cast<float*>(own + t * multiply_bytes(s));
+          multiply_scattered(s, panel, bias, out, reinterpret_cast<int32_t*>(out + s.outs * kWord));
+          const LaneRows lanes(source.lanes, g);
+          for (int64_t o = 0; o < s.outs; o += kStrip)
+            emit(out + o * kWord, kWord, y, s.outs, lanes, g, o, static_cast<int>(min(kStrip, s.outs - o)), zero_padding);
+        } else {
+          run(g, panel, 0, strips);
+        }
       }
     });
     return;
@@ -469,16 +560,20 @@ void multiply_spikes(const LinearForward& p, int threads, SpikeKernel kernel) {
     const int64_t o = strip * kStrip, n = min(kStrip, s.outs - o);
     float* const tiles = strip_scratch + thread * strip_size(groups);
     for (int64_t g = g0; g < g1; ++g) start_strip(p.bias, o, n, tiles + (g - g0) * kStrip * kWord);
+    int64_t done = g0;  // groups that are multiplied
 #if defined(ESL_ISA_AVX512)
-    if (tables) table_strip(s, strip, nibbles, g0, g1, last_quarters, groups, tiles);
+    if (tables) {
+      table_strip(s, strip, nibbles, g0, g1, last_quarters, groups, tiles);
+      done = g1;
+    } else {
+      done = g1 == groups && last_quarters < 4 ? g1 - 1 : g1;
+      spike_strip(s, strip, p.words + g0 * p.w.cols, done - g0, tiles);
+    }
 #endif
     for (int64_t g = g0; g < g1; ++g) {
       const LaneRows lanes(p.lanes, g);
       float* tile = tiles + (g - g0) * kStrip * kWord;
-#if defined(ESL_ISA_AVX512)
-      if (!tables)
-#endif
-        strip_tiles<SpikeTile>(s, strip, p.words + g * p.w.cols, lanes.quarters, tile);
+      if (g >= done) strip_tiles<SpikeTile>(s, strip, p.words + g * p.w.cols, lanes.quarters, tile);
       emit(tile, kWord, p.y, s.outs, lanes, g, o, static_cast<int>(n), false);
     }
   });
@@ -511,40 +606,55 @@ inline void sum_all(const f32x16* acc, float* out) {
   for (int i = 0; i < N; ++i) out[i] = sum(acc[i]);
 }
 
-// y: TM rows at stride `stride`, 64 lanes per group.
+// Few sums would wait for their own last addition: then each of the 4 vectors of a word has sums of its own.
+template <int N>
+constexpr int kSets = N < 8 ? 4 : 1;
+
+template <int N>
+inline void sum_sets(f32x16 (*acc)[N], float* out) {
+  for (int i = 0; i < N && kSets<N> == 4; ++i) acc[0][i] = (acc[0][i] + acc[1][i]) + (acc[2][i] + acc[3][i]);
+  sum_all<N>(acc[0], out);
+}
+
+// y: TM rows at stride `stride`, 64 lanes per group. words: TN of each group, groups 4 words apart.
 template <int TM, int TN>
 inline void spike_gradient(const float* y, int64_t stride, const uint64_t* words, int64_t groups, float* out) {
-  f32x16 acc[TM * TN];
-  for (int i = 0; i < TM * TN; ++i) acc[i] = zero();
+  constexpr int N = TM * TN, S = kSets<N>;
+  f32x16 acc[S][N];
+  for (int s = 0; s < S; ++s)
+    for (int i = 0; i < N; ++i) acc[s][i] = zero();
   for (int64_t g = 0; g < groups; ++g) {
-    uint16_t bits[TN][4];
-    for (int k = 0; k < TN; ++k) std::memcpy(bits[k], words + g * 4 + k, 8);
+    const auto* bits = reinterpret_cast<const uint16_t*>(words + g * 4);
     for (int q = 0; q < 4; ++q) {
       f32x16 rows[TM];
       for (int i = 0; i < TM; ++i) rows[i] = load(y + i * stride + g * kWord + q * 16);
+      f32x16* sum = acc[q % S];
       for (int k = 0; k < TN; ++k)
-        for (int i = 0; i < TM; ++i) acc[i * TN + k] = add_where(acc[i * TN + k], bits[k][q], rows[i]);
+        for (int i = 0; i < TM; ++i) sum[i * TN + k] = add_where(sum[i * TN + k], bits + k * 4 + q, rows[i]);
     }
   }
-  sum_all<TM * TN>(acc, out);
+  sum_sets<N>(acc, out);
 }
 
 // x: TN channels, 64 apart; groups `x_stride` apart.
 template <int TM, int TN>
 inline void float_gradient(const float* y, int64_t stride, const float* x, int64_t x_stride, int64_t groups,
                            float* out) {
-  f32x16 acc[TM * TN];
-  for (int i = 0; i < TM * TN; ++i) acc[i] = zero();
+  constexpr int N = TM * TN, S = kSets<N>;
+  f32x16 acc[S][N];
+  for (int s = 0; s < S; ++s)
+    for (int i = 0; i < N; ++i) acc[s][i] = zero();
   for (int64_t g = 0; g < groups; ++g)
     for (int q = 0; q < 4; ++q) {
       f32x16 rows[TM];
       for (int i = 0; i < TM; ++i) rows[i] = load(y + i * stride + g * kWord + q * 16);
+      f32x16* sum = acc[q % S];
       for (int k = 0; k < TN; ++k) {
         const f32x16 source = load(x + g * x_stride + k * kWord + q * 16);
-        for (int i = 0; i < TM; ++i) acc[i * TN + k] = fmadd(rows[i], source, acc[i * TN + k]);
+        for (int i = 0; i < TM; ++i) sum[i * TN + k] = fmadd(rows[i], source, sum[i * TN + k]);
       }
     }
-  sum_all<TM * TN>(acc, out);
+  sum_sets<N>(acc, out);
 }
 
 struct GradSource {
@@ -643,19 +753,21 @@ void weight_gradient(const LinearBackward& p, const GradSource& x, const float* 
 }
 
 struct BackwardScratch {
-  int64_t grad_panels, x_panels, words, strips, total;
+  int64_t grad_panels, x_panels, words, strips, own, total;
 };
 
 BackwardScratch backward_scratch(const LinearBackward& p) {
   const int64_t groups = p.lanes.groups();
+  const int threads = useful_threads(p.w, p.lanes, p.threads);
   const bool sums = p.grad_values || p.grad_bias;
   const bool spikes = binary(p.words, p.planes, p.scale);
   BackwardScratch s{};
   s.grad_panels = p.grad.panels ? 0 : align64(groups * p.w.rows * kWord * 4);
   s.x_panels = p.grad_values && !spikes && !(!p.words && p.x.panels) ? align64(groups * p.w.cols * kWord * 4) : 0;
   s.words = p.grad_values && spikes ? align64(nibble_bytes(groups, p.w.cols)) : 0;
-  s.strips = sums ? useful_threads(p.w, p.lanes, p.threads) * kStrip * min(groups, kGradGroups) * kWord * 4 : 0;
-  s.total = s.grad_panels + s.x_panels + s.words + s.strips;
+  s.strips = sums ? threads * kStrip * min(groups, kGradGroups) * kWord * 4 : 0;
+  s.own = p.grad_x.data ? threads * multiply_bytes(by_cols(p.w)) : 0;
+  s.total = s.grad_panels + s.x_panels + s.words + s.strips + s.own;
   return s;
 }
 
@@ -672,8 +784,8 @@ int64_t linear_forward_scratch(const LinearForward& p) {
     const int64_t lanes = may_be_events ? events.columns + threads * (events.bits + events.row) : 0;
     return strips > lanes ? strips : lanes;
   }
-  const int64_t slots = min(groups, threads);
-  return !p.words && p.x.panels ? 0 : slots * p.w.cols * kWord * 4;
+  const int64_t own = threads * multiply_bytes(by_rows(p.w));
+  return own + (!p.words && p.x.panels ? 0 : min(groups, threads) * p.w.cols * kWord * 4);
 }
 
 void linear_forward(const LinearForward& p) {
@@ -687,8 +799,11 @@ void linear_forward(const LinearForward& p) {
     return;
   }
   const Source source{p.x, p.words, p.planes, p.scale, p.w.cols, p.lanes};
-  const int64_t groups = p.lanes.groups();
-  multiply(by_rows(p.w), source, p.bias, p.y, false, static_cast<float*>(p.scratch), min(groups, threads), threads);
+  const int64_t slots = min(p.lanes.groups(), threads);
+  const Side s = by_rows(p.w);
+  char* const own = static_cast<char*>(p.scratch);
+  float* const panels = reinterpret_cast<float*>(own + threads * multiply_bytes(s));
+  multiply(s, source, p.bias, p.y, false, panels, slots, own, threads);
 }
 
 int64_t linear_backward_scratch(const LinearBackward& p) { return backward_scratch(p).total; }
@@ -706,11 +821,12 @@ void linear_backward(const LinearBackward& p) {
   float* const x_panels = reinterpret_cast<float*>(take(sizes.x_panels));
   auto* const words = reinterpret_cast<uint64_t*>(take(sizes.words));
   float* const strips = reinterpret_cast<float*>(take(sizes.strips));
+  char* const own = take(sizes.own);
   const int64_t groups = p.lanes.groups();
 
   const Source grad{p.grad, nullptr, 0, 1.f, p.w.rows, p.lanes};
   if (p.grad_x.data)  // leaves the gradient's panels behind
-    multiply(by_cols(p.w), grad, nullptr, p.grad_x, true, grad_panels, groups, threads);
+    multiply(by_cols(p.w), grad, nullptr, p.grad_x, true, grad_panels, groups, own, threads);
   else if (!grad.in_place())
     parallel_for(0, groups, threads, [&](int64_t g) { grad.make(g, grad_panels + g * p.w.rows * kWord); });
   if (!p.grad_values && !p.grad_bias) return;

@@ -46,6 +46,9 @@ inline f32x16 fmadd(f32x16 a, f32x16 b, f32x16 c) { return {_mm512_fmadd_ps(a.v,
 inline f32x16 add_where(f32x16 a, uint16_t bits, f32x16 b) {
   return {_mm512_mask_add_ps(a.v, static_cast<__mmask16>(bits), a.v, b.v)};
 }
+inline f32x16 add_where(f32x16 a, const uint16_t* bits, f32x16 b) {  // loads straight into a mask register
+  return {_mm512_mask_add_ps(a.v, _load_mask16(reinterpret_cast<__mmask16*>(const_cast<uint16_t*>(bits))), a.v, b.v)};
+}
 inline f32x16 keep_where(uint16_t bits, f32x16 a) {
   return {_mm512_maskz_mov_ps(static_cast<__mmask16>(bits), a.v)};
 }
@@ -142,6 +145,7 @@ inline float sum(f32x16 x) {
 #endif
 
 #if !defined(ESL_ISA_AVX512)
+inline f32x16 add_where(f32x16 x, const uint16_t* bits, f32x16 y) { return add_where(x, *bits, y); }
 inline f32x16 load(const float* p, int n) {
   float whole[16] = {};
   std::memcpy(whole, p, static_cast<size_t>(n) * sizeof(float));
