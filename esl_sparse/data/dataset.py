@@ -9,25 +9,38 @@ import torch
 from torch import Tensor
 
 
-@dataclass(frozen=True)
 class Split:
-    images: Tensor  # uint8 [N, H, W]
-    labels: Tensor  # int64 [N]
-    peak: int  # the pixel value that becomes 1.0
+    """Labelled images, or a part of them that shares their memory.
+
+    Args:
+        images: uint8 `[N, H, W]`. labels: int64 `[N]`. peak: the pixel value that becomes 1.0.
+        index: which images belong to this split; all of them by default.
+    """
+
+    def __init__(self, images: Tensor, labels: Tensor, peak: int, index: Tensor | None = None) -> None:
+        self._images = images
+        self._labels = labels
+        self._peak = peak
+        self._index = torch.arange(len(labels)) if index is None else index
 
     def __len__(self) -> int:
-        return len(self.labels)
+        return len(self._index)
 
-    def __getitem__(self, index: Tensor | slice) -> tuple[Tensor, Tensor]:
+    def __getitem__(self, which: Tensor | slice) -> tuple[Tensor, Tensor]:
         """Float images `[B, H * W]` in 0..1 and their labels `[B]`."""
-        return self.images[index].flatten(1).float().div_(self.peak), self.labels[index]
+        index = self._index[which]
+        return self._images[index].flatten(1).float().div_(self._peak), self._labels[index]
+
+    @property
+    def features(self) -> int:
+        return self._images[0].numel()
 
     def batches(self, size: int) -> Iterator[tuple[Tensor, Tensor]]:
         for start in range(0, len(self), size):
             yield self[start : start + size]
 
-    def subset(self, index: Tensor) -> Split:
-        return Split(self.images[index], self.labels[index], self.peak)
+    def subset(self, which: Tensor) -> Split:
+        return Split(self._images, self._labels, self._peak, self._index[which])
 
 
 @dataclass(frozen=True)
@@ -40,7 +53,7 @@ class Dataset:
 
     @property
     def features(self) -> int:
-        return self.train.images[0].numel()
+        return self.train.features
 
     def split_validation(self, fraction: float = 0.1, seed: int = 0) -> tuple[Split, Split]:
         """Part the training images into training and validation, the same way for the same seed."""

@@ -20,7 +20,7 @@ from .._version import __version__
 from ..checkpoint import load_checkpoint
 from ..data import DATASETS, DataNotFoundError, Dataset, load
 from .config import TrainConfig
-from .demo import VARIANTS, VariantResult, run_variant
+from .demo import VariantResult, configurations, run_variant
 from .display import TrainDisplay, comparison, demo_card, progress_bar, result_card
 from .options import AT_LEAST_1, EXISTING, FOLDER, config_options, flag, machine_options
 from .plots import plot_run
@@ -84,18 +84,17 @@ def train(
 
 
 @cli.command()
-@click.option("--epochs", type=AT_LEAST_1, default=12, show_default=True, help="Epochs of each network.")
+@click.option("--epochs", type=AT_LEAST_1, default=20, show_default=True, help="Epochs of each network.")
 @click.option("--data", type=click.Choice(tuple(DATASETS)), default="mnist", show_default=True)
 @machine_options
 def demo(epochs: int, data: str, threads: int | None, data_dir: Path | None) -> None:
     """Train one spiking network dense, masked and block-sparse, and compare them (three minutes)."""
     set_threads(threads)
-    data = load_or_digits(data, data_dir).name
+    configs = configurations(load_or_digits(data, data_dir), epochs)
     results: dict[str, VariantResult] = {}
     with progress_bar(console) as bar:
-        tasks = {name: bar.add_task(name, total=None) for name in VARIANTS}
-        for name, settings in VARIANTS.items():
-            config = TrainConfig(data=data, epochs=epochs, **settings)
+        tasks = {name: bar.add_task(name, total=None) for name in configs}
+        for name, config in configs.items():
             results[name] = run_variant(config, data_dir, partial(_advance, bar, tasks[name]))
     console.print(demo_card(config, results))
 

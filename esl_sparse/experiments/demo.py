@@ -19,18 +19,26 @@ from .peak_memory import PeakMemory
 from .records import StepRecord, TrainResult
 from .train import Observer, Trainer
 
-# The interval leaves at least 20 updates from two epochs of MNIST on.
 VARIANTS: dict[str, dict[str, Any]] = {
     "dense": {"structure": "dense"},
-    "dense + mask": {"structure": "mask", "density": 0.1, "interval": 30},
-    "esl_sparse": {"structure": "evolve", "density": 0.1, "block_size": (4, 4), "interval": 30},
+    "dense + mask": {"structure": "mask", "density": 0.1},
+    "esl_sparse": {"structure": "evolve", "density": 0.1, "block_size": (4, 4)},
 }
+_UPDATES = 30
 
 
 @dataclass(frozen=True)
 class VariantResult:
     result: TrainResult
     peak_memory: int  # bytes above imports, data set and warmed-up libraries
+
+
+def configurations(dataset: Dataset, epochs: int) -> dict[str, TrainConfig]:
+    """The variants on one budget; those that evolve do so the same number of times however long they train."""
+    config = TrainConfig(data=dataset.name, epochs=epochs)
+    updating = config.t_end * epochs * len(dataset.train) / config.batch_size
+    config = replace(config, interval=max(1, int(updating / _UPDATES)))
+    return {name: replace(config, **settings) for name, settings in VARIANTS.items()}
 
 
 def run_variant(

@@ -141,8 +141,8 @@ def demo_card(config: TrainConfig, results: Mapping[str, VariantResult]) -> Pane
             f"{result.updates}" if result.updates else "",
         )
     note = (
-        "seconds: training without validation. peak memory: resident, above libraries and data,\n"
-        "in a process of its own. weight state: values, index or mask, gradient, optimiser state."
+        "seconds: training without validation. peak memory: resident, above libraries and data, in a process "
+        "of its own. weight state: values, index or mask, gradient, optimiser state."
     )
     hidden = "-".join(map(str, config.hidden))
     title = (

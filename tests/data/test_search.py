@@ -3,6 +3,7 @@ import io
 from urllib.error import URLError
 
 import pytest
+import torch
 
 from esl_sparse.data import DataError, DataNotFoundError, download, load
 from esl_sparse.data.mnist import load_idx_dataset
@@ -104,7 +105,8 @@ def test_validation_split_is_seeded_and_disjoint():
     again, _ = dataset.split_validation(0.1, seed=3)
     other, _ = dataset.split_validation(0.1, seed=4)
     assert (len(train), len(val)) == (1293, 144)
-    assert train.labels.equal(again.labels)
-    assert not train.labels.equal(other.labels)
-    both = sorted(map(tuple, [*train.images.flatten(1).tolist(), *val.images.flatten(1).tolist()]))
-    assert both == sorted(map(tuple, dataset.train.images.flatten(1).tolist()))
+    images, labels = train[:]
+    assert labels.equal(again[:][1])
+    assert not labels.equal(other[:][1])
+    both = sorted(torch.cat([images, val[:][0]]).tolist())
+    assert both == sorted(dataset.train[:][0].tolist())

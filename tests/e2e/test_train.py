@@ -1,4 +1,4 @@
-"""`esl-sparse train` from outside: the run folder, every structure, and what it says when things are wrong."""
+"""`esl-sparse train` from outside: the run folder, every structure, what it says when things are wrong."""
 
 import csv
 import json
