@@ -5,14 +5,21 @@
 namespace esl {
 
 void bind_lif(py::module_& m) {
-  m.def("lif_forward", [](int64_t T, int64_t M, uintptr_t x, int64_t x_stride, uintptr_t v, float tau,
-                          float v_threshold, bool hard_reset, float v_reset, uintptr_t spikes, uintptr_t v_last,
-                          int threads) {
-    const LifForward p{{tau, v_threshold, hard_reset, v_reset}, T, M, at<const float>(x), x_stride, at<const float>(v),
-                       at<float>(spikes), at<float>(v_last), threads};
-    py::gil_scoped_release release;
-    ESL_DISPATCH(lif_forward, p);
-  });
+  m.def("lif_forward",
+        [](int64_t T, int64_t M, uintptr_t x, int64_t x_stride, uintptr_t v, float tau, float v_threshold,
+           bool hard_reset, float v_reset, uintptr_t spikes, uintptr_t v_last, int threads) {
+          const LifForward p{{tau, v_threshold, hard_reset, v_reset},
+                             T,
+                             M,
+                             at<const float>(x),
+                             x_stride,
+                             at<const float>(v),
+                             at<float>(spikes),
+                             at<float>(v_last),
+                             threads};
+          py::gil_scoped_release release;
+          ESL_DISPATCH(lif_forward, p);
+        });
   // Returns the floats of scratch that are needed if `scratch` is null, else 0 when done.
   m.def("lif_backward",
         [](int64_t T, int64_t M, uintptr_t x, int64_t x_stride, uintptr_t v, float tau, float v_threshold,

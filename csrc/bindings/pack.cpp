@@ -7,29 +7,30 @@ namespace esl {
 void bind_pack(py::module_& m) {
   m.def("pack", [](uintptr_t rows, bool bf16, uintptr_t words, int64_t T, int64_t B, int64_t channels, int planes,
                    float scale, int threads) {
-    const PackParams p{{T, B}, channels, planes, scale, at<const void>(rows), dtype(bf16), at<uint64_t>(words), threads};
+    const PackParams p{{T, B}, channels, planes, scale, at<const void>(rows), dtype(bf16), at<uint64_t>(words),
+                       threads};
     py::gil_scoped_release release;
     return ESL_DISPATCH(pack, p);
   });
   m.def("unpack", [](uintptr_t words, uintptr_t rows, bool bf16, int64_t T, int64_t B, int64_t channels, int planes,
                      float scale, int threads) {
-    const UnpackParams p{{T, B}, channels, planes, scale, at<const uint64_t>(words), at<void>(rows), dtype(bf16),
-                         threads};
+    const UnpackParams p{{T, B},         channels,    planes, scale, at<const uint64_t>(words),
+                         at<void>(rows), dtype(bf16), threads};
     py::gil_scoped_release release;
     ESL_DISPATCH(unpack, p);
   });
-  m.def("to_panels", [](uintptr_t rows, bool bf16, uintptr_t panels, int64_t T, int64_t B, int64_t channels,
-                        int threads) {
-    const PanelParams p{{T, B}, channels, at<void>(rows), dtype(bf16), at<float>(panels), threads};
-    py::gil_scoped_release release;
-    ESL_DISPATCH(to_panels, p);
-  });
-  m.def("from_panels", [](uintptr_t panels, uintptr_t rows, bool bf16, int64_t T, int64_t B, int64_t channels,
-                          int threads) {
-    const PanelParams p{{T, B}, channels, at<void>(rows), dtype(bf16), at<float>(panels), threads};
-    py::gil_scoped_release release;
-    ESL_DISPATCH(from_panels, p);
-  });
+  m.def("to_panels",
+        [](uintptr_t rows, bool bf16, uintptr_t panels, int64_t T, int64_t B, int64_t channels, int threads) {
+          const PanelParams p{{T, B}, channels, at<void>(rows), dtype(bf16), at<float>(panels), threads};
+          py::gil_scoped_release release;
+          ESL_DISPATCH(to_panels, p);
+        });
+  m.def("from_panels",
+        [](uintptr_t panels, uintptr_t rows, bool bf16, int64_t T, int64_t B, int64_t channels, int threads) {
+          const PanelParams p{{T, B}, channels, at<void>(rows), dtype(bf16), at<float>(panels), threads};
+          py::gil_scoped_release release;
+          ESL_DISPATCH(from_panels, p);
+        });
 }
 
 }  // namespace esl

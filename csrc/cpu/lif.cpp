@@ -10,12 +10,14 @@
 namespace esl::ESL_ISA {
 namespace {
 
-constexpr int64_t kPiece = 1024;              // neurons at a time
-constexpr int64_t kWorkPerThread = 1 << 14;   // neuron steps worth a second thread
+constexpr int64_t kPiece = 1024;             // neurons at a time
+constexpr int64_t kWorkPerThread = 1 << 14;  // neuron steps worth a second thread
 
 inline int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }
 inline int64_t pieces(int64_t M) { return (M + kPiece - 1) / kPiece; }
-inline int useful_threads(int64_t work, int threads) { return static_cast<int>(min(threads, 1 + work / kWorkPerThread)); }
+inline int useful_threads(int64_t work, int threads) {
+  return static_cast<int>(min(threads, 1 + work / kWorkPerThread));
+}
 
 // exp(z) for z <= 0 to 2 ulp (Cephes' expf polynomial); plain arithmetic that the compiler vectorises. NaN stays NaN.
 inline float exp_negative(float z) {
@@ -155,10 +157,14 @@ int64_t lif_backward_scratch(const LifBackward& p) {
 
 void lif_backward(const LifBackward& p) {
   switch (p.surrogate) {
-    case Surrogate::triangle: return backward_of<Surrogate::triangle>(p);
-    case Surrogate::rectangle: return backward_of<Surrogate::rectangle>(p);
-    case Surrogate::sigmoid: return backward_of<Surrogate::sigmoid>(p);
-    default: return backward_of<Surrogate::atan>(p);
+    case Surrogate::triangle:
+      return backward_of<Surrogate::triangle>(p);
+    case Surrogate::rectangle:
+      return backward_of<Surrogate::rectangle>(p);
+    case Surrogate::sigmoid:
+      return backward_of<Surrogate::sigmoid>(p);
+    default:
+      return backward_of<Surrogate::atan>(p);
   }
 }
 

@@ -91,53 +91,53 @@ void emit(const float* tile, int64_t stride, const Activation& y, int64_t channe
 struct FloatTile {
   template <int TM, int R>
   static void run(const Side& s, int64_t ob, int64_t inside, const float* panel, int q, float* tile) {
-  f32x16 acc[TM][R];
-  for (int i = 0; i < TM; ++i)
-    for (int j = 0; j < R; ++j) acc[i][j] = load(tile + i * kWord + (q + j) * 16);
-  for (int64_t p = s.ptr[ob]; p < s.ptr[ob + 1]; ++p) {
-    const int64_t first = s.block[p] * s.bs, n = min(s.bs, s.sources - first);
-    const float* x = panel + first * kWord + q * 16;
-    const float* v = s.weights(p) + inside * s.wo;
-    for (int64_t c = 0; c < n; ++c, x += kWord, v += s.ws) {
-      f32x16 source[R];
-      for (int j = 0; j < R; ++j) source[j] = load(x + j * 16);
-      for (int i = 0; i < TM; ++i) {
-        const f32x16 weight = set1(v[i * s.wo]);
-        for (int j = 0; j < R; ++j) acc[i][j] = fmadd(source[j], weight, acc[i][j]);
+    f32x16 acc[TM][R];
+    for (int i = 0; i < TM; ++i)
+      for (int j = 0; j < R; ++j) acc[i][j] = load(tile + i * kWord + (q + j) * 16);
+    for (int64_t p = s.ptr[ob]; p < s.ptr[ob + 1]; ++p) {
+      const int64_t first = s.block[p] * s.bs, n = min(s.bs, s.sources - first);
+      const float* x = panel + first * kWord + q * 16;
+      const float* v = s.weights(p) + inside * s.wo;
+      for (int64_t c = 0; c < n; ++c, x += kWord, v += s.ws) {
+        f32x16 source[R];
+        for (int j = 0; j < R; ++j) source[j] = load(x + j * 16);
+        for (int i = 0; i < TM; ++i) {
+          const f32x16 weight = set1(v[i * s.wo]);
+          for (int j = 0; j < R; ++j) acc[i][j] = fmadd(source[j], weight, acc[i][j]);
+        }
       }
     }
+    for (int i = 0; i < TM; ++i)
+      for (int j = 0; j < R; ++j) store(tile + i * kWord + (q + j) * 16, acc[i][j]);
   }
-  for (int i = 0; i < TM; ++i)
-    for (int j = 0; j < R; ++j) store(tile + i * kWord + (q + j) * 16, acc[i][j]);
-}
 };
 
 // Spikes: words [sources] of one group as 16-bit quarters.
 struct SpikeTile {
   template <int TM, int R>
   static void run(const Side& s, int64_t ob, int64_t inside, const uint64_t* words, int q, float* tile) {
-  f32x16 acc[TM][R];
-  for (int i = 0; i < TM; ++i)
-    for (int j = 0; j < R; ++j) acc[i][j] = load(tile + i * kWord + (q + j) * 16);
-  for (int64_t p = s.ptr[ob]; p < s.ptr[ob + 1]; ++p) {
-    const int64_t first = s.block[p] * s.bs, n = min(s.bs, s.sources - first);
-    const float* v = s.weights(p) + inside * s.wo;
-    for (int64_t c = 0; c < n; ++c, v += s.ws) {
-      uint16_t bits[4];
-      std::memcpy(bits, words + first + c, 8);
-      for (int i = 0; i < TM; ++i) {
-        const f32x16 weight = set1(v[i * s.wo]);
-        for (int j = 0; j < R; ++j) acc[i][j] = add_where(acc[i][j], bits[q + j], weight);
+    f32x16 acc[TM][R];
+    for (int i = 0; i < TM; ++i)
+      for (int j = 0; j < R; ++j) acc[i][j] = load(tile + i * kWord + (q + j) * 16);
+    for (int64_t p = s.ptr[ob]; p < s.ptr[ob + 1]; ++p) {
+      const int64_t first = s.block[p] * s.bs, n = min(s.bs, s.sources - first);
+      const float* v = s.weights(p) + inside * s.wo;
+      for (int64_t c = 0; c < n; ++c, v += s.ws) {
+        uint16_t bits[4];
+        std::memcpy(bits, words + first + c, 8);
+        for (int i = 0; i < TM; ++i) {
+          const f32x16 weight = set1(v[i * s.wo]);
+          for (int j = 0; j < R; ++j) acc[i][j] = add_where(acc[i][j], bits[q + j], weight);
+        }
       }
     }
+    for (int i = 0; i < TM; ++i)
+      for (int j = 0; j < R; ++j) store(tile + i * kWord + (q + j) * 16, acc[i][j]);
   }
-  for (int i = 0; i < TM; ++i)
-    for (int j = 0; j < R; ++j) store(tile + i * kWord + (q + j) * 16, acc[i][j]);
-}
 };
 
-// Spikes, all 64 lanes of NG groups: what few outputs leave of the registers, more groups fill, and each weight and each
-// index entry is read once for all of them.
+// Spikes, all 64 lanes of NG groups: what few outputs leave of the registers, more groups fill, and each weight and
+// each index entry is read once for all of them.
 template <int TM, int NG>
 void spike_groups(const Side& s, int64_t ob, int64_t inside, const uint64_t* words, float* tile) {
   constexpr int kGroupTile = kStrip * kWord;
@@ -172,12 +172,24 @@ void strip_tiles(const Side& s, int64_t strip, const Source* source, int quarter
     for (int q = 0; q < quarters;) {
       const bool wide = q + kTileVectors <= quarters;
       switch (tm * 2 + wide) {
-        case 3: Tile::template run<1, kTileVectors>(s, ob, inside, source, q, tile); break;
-        case 5: Tile::template run<2, kTileVectors>(s, ob, inside, source, q, tile); break;
-        case 9: Tile::template run<4, kTileVectors>(s, ob, inside, source, q, tile); break;
-        case 2: Tile::template run<1, 1>(s, ob, inside, source, q, tile); break;
-        case 4: Tile::template run<2, 1>(s, ob, inside, source, q, tile); break;
-        default: Tile::template run<4, 1>(s, ob, inside, source, q, tile); break;
+        case 3:
+          Tile::template run<1, kTileVectors>(s, ob, inside, source, q, tile);
+          break;
+        case 5:
+          Tile::template run<2, kTileVectors>(s, ob, inside, source, q, tile);
+          break;
+        case 9:
+          Tile::template run<4, kTileVectors>(s, ob, inside, source, q, tile);
+          break;
+        case 2:
+          Tile::template run<1, 1>(s, ob, inside, source, q, tile);
+          break;
+        case 4:
+          Tile::template run<2, 1>(s, ob, inside, source, q, tile);
+          break;
+        default:
+          Tile::template run<4, 1>(s, ob, inside, source, q, tile);
+          break;
       }
       q += wide ? kTileVectors : 1;
     }
@@ -219,8 +231,8 @@ void spike_strip(const Side& s, int64_t strip, const uint64_t* words, int64_t fu
 
 constexpr int kTables = 256;  // tables built at a time: 16 KB, in L1
 
-// Spikes of 4 channels as one nibble a lane: nibbles [groups, ceil(cols / 4), 4 quarters]. In a word the nibbles of even
-// lanes come first, so that one broadcast and one variable shift put lane e's nibble into element e.
+// Spikes of 4 channels as one nibble a lane: nibbles [groups, ceil(cols / 4), 4 quarters]. In a word the nibbles of
+// even lanes come first, so that one broadcast and one variable shift put lane e's nibble into element e.
 void to_nibbles(const uint64_t* words, int64_t channels, int64_t g, uint64_t* nibbles) {
   const int64_t fours = ceil_div(channels, 4);
   constexpr uint64_t kEven = 0x5555555555555555ull, kNibble = 0x1111111111111111ull;
@@ -428,8 +440,8 @@ struct Source {
   }
 };
 
-// Blocks of 1 x 1 from a float panel: every weight reads another 256 bytes, so sources go by pieces that stay in L1 and the
-// outputs pass through instead. out [outs, 64]; cursor [outs]: how far each output's list has been read.
+// Blocks of 1 x 1 from a float panel: every weight reads another 256 bytes, so sources go by pieces that stay in L1 and
+// the outputs pass through instead. out [outs, 64]; cursor [outs]: how far each output's list has been read.
 constexpr int64_t kPiece = 96;  // sources: 24 KB
 
 void multiply_scattered(const Side& s, const float* panel, const float* bias, float* out, int32_t* cursor) {
@@ -461,10 +473,10 @@ bool scattered(const Side& s) { return s.block_size == 1 && s.sources > 2 * kPie
 // Bytes per thread that multiply() needs beside the panels.
 int64_t multiply_bytes(const Side& s) { return scattered(s) ? align64(s.outs * kWord * 4) + align64(s.outs * 4) : 0; }
 
-// out = sum over blocks of w * source, from float panels. Groups go to threads in contiguous shares, so that a panel made
-// by a thread is multiplied by it while in L2; fewer groups than threads are cut by strips instead.
-// `panels` [slots, sources, 64]: a slot per group if slots == groups (kept for the caller), else one per thread.
-// `own`: multiply_bytes() for each thread.
+// out = sum over blocks of w * source, from float panels. Groups go to threads in contiguous shares, so that a panel
+// made by a thread is multiplied by it while in L2; fewer groups than threads are cut by strips instead. `panels`
+// [slots, sources, 64]: a slot per group if slots == groups (kept for the caller), else one per thread. `own`:
+// multiply_bytes() for each thread.
 void multiply(const Side& s, const Source& source, const float* bias, const Activation& y, bool zero_padding,
               float* panels, int64_t slots, char* own, int threads) {
   const int64_t groups = source.lanes.groups(), strips = s.strips(), panel_size = s.sources * kWord;
@@ -493,7 +505,8 @@ void multiply(const Side& s, const Source& source, const float* bias, const Acti
           multiply_scattered(s, panel, bias, out, reinterpret_cast<int32_t*>(out + s.outs * kWord));
           const LaneRows lanes(source.lanes, g);
           for (int64_t o = 0; o < s.outs; o += kStrip)
-            emit(out + o * kWord, kWord, y, s.outs, lanes, g, o, static_cast<int>(min(kStrip, s.outs - o)), zero_padding);
+            emit(out + o * kWord, kWord, y, s.outs, lanes, g, o, static_cast<int>(min(kStrip, s.outs - o)),
+                 zero_padding);
         } else {
           run(g, panel, 0, strips);
         }
@@ -501,8 +514,7 @@ void multiply(const Side& s, const Source& source, const float* bias, const Acti
     });
     return;
   }
-  if (!source.in_place())
-    parallel_for(0, groups, threads, [&](int64_t g) { source.make(g, panels + g * panel_size); });
+  if (!source.in_place()) parallel_for(0, groups, threads, [&](int64_t g) { source.make(g, panels + g * panel_size); });
   const int64_t cuts = min(strips, threads);
   parallel_for(0, groups * cuts, threads, [&](int64_t task) {
     const int64_t g = task / cuts, cut = task % cuts;
@@ -579,8 +591,8 @@ void multiply_spikes(const LinearForward& p, int threads, SpikeKernel kernel) {
   });
 }
 
-// ---- weight gradient: for a strip of 16 rows and a fixed chunk of groups, each block's sum over lanes. Chunks are added
-// in order by the one thread that owns the strip: bits do not depend on the number of threads.
+// ---- weight gradient: for a strip of 16 rows and a fixed chunk of groups, each block's sum over lanes. Chunks are
+// added in order by the one thread that owns the strip: bits do not depend on the number of threads.
 
 // Words [groups, channels] to [ceil(channels / 4), groups, 4]: a block's masks then stand in one piece.
 void to_channel_major(const uint64_t* words, int64_t channels, int64_t groups, int64_t f, uint64_t* out) {
@@ -708,15 +720,33 @@ void strip_gradient(const LinearBackward& p, const GradSource& x, const float* y
       float* dv = p.grad_values + q * w.bm * w.bn + inside * w.bn;
       const int64_t first = w.col[q] * w.bn;
       switch (tm * 8 + tn) {
-        case 9: block_gradient<1, 1>(x, tile, stride, g0, g1, first, w.bn, rows, dv); break;
-        case 10: block_gradient<1, 2>(x, tile, stride, g0, g1, first, w.bn, rows, dv); break;
-        case 12: block_gradient<1, 4>(x, tile, stride, g0, g1, first, w.bn, rows, dv); break;
-        case 17: block_gradient<2, 1>(x, tile, stride, g0, g1, first, w.bn, rows, dv); break;
-        case 18: block_gradient<2, 2>(x, tile, stride, g0, g1, first, w.bn, rows, dv); break;
-        case 20: block_gradient<2, 4>(x, tile, stride, g0, g1, first, w.bn, rows, dv); break;
-        case 33: block_gradient<4, 1>(x, tile, stride, g0, g1, first, w.bn, rows, dv); break;
-        case 34: block_gradient<4, 2>(x, tile, stride, g0, g1, first, w.bn, rows, dv); break;
-        default: block_gradient<4, 4>(x, tile, stride, g0, g1, first, w.bn, rows, dv); break;
+        case 9:
+          block_gradient<1, 1>(x, tile, stride, g0, g1, first, w.bn, rows, dv);
+          break;
+        case 10:
+          block_gradient<1, 2>(x, tile, stride, g0, g1, first, w.bn, rows, dv);
+          break;
+        case 12:
+          block_gradient<1, 4>(x, tile, stride, g0, g1, first, w.bn, rows, dv);
+          break;
+        case 17:
+          block_gradient<2, 1>(x, tile, stride, g0, g1, first, w.bn, rows, dv);
+          break;
+        case 18:
+          block_gradient<2, 2>(x, tile, stride, g0, g1, first, w.bn, rows, dv);
+          break;
+        case 20:
+          block_gradient<2, 4>(x, tile, stride, g0, g1, first, w.bn, rows, dv);
+          break;
+        case 33:
+          block_gradient<4, 1>(x, tile, stride, g0, g1, first, w.bn, rows, dv);
+          break;
+        case 34:
+          block_gradient<4, 2>(x, tile, stride, g0, g1, first, w.bn, rows, dv);
+          break;
+        default:
+          block_gradient<4, 4>(x, tile, stride, g0, g1, first, w.bn, rows, dv);
+          break;
       }
     }
   }

@@ -106,7 +106,8 @@ void unpack_rows(const UnpackParams& p) {
         for (int c = 0; c < width; c += 16) {
           f32x16 v = zero();
           for (int plane = 0; plane < p.planes; ++plane)
-            v = add_where(v, static_cast<uint16_t>(bits[plane][l] >> c), set1(p.scale * static_cast<float>(1 << plane)));
+            v = add_where(v, static_cast<uint16_t>(bits[plane][l] >> c),
+                          set1(p.scale * static_cast<float>(1 << plane)));
           if (width - c < 16)
             store(x + c, v, width - c);
           else
@@ -136,8 +137,6 @@ void from_panels_to(const PanelParams& p) {
 bool pack(const PackParams& p) { return p.dtype == Dtype::f32 ? pack_rows<float>(p) : pack_rows<bf16>(p); }
 void unpack(const UnpackParams& p) { p.dtype == Dtype::f32 ? unpack_rows<float>(p) : unpack_rows<bf16>(p); }
 void to_panels(const PanelParams& p) { p.dtype == Dtype::f32 ? to_panels_from<float>(p) : to_panels_from<bf16>(p); }
-void from_panels(const PanelParams& p) {
-  p.dtype == Dtype::f32 ? from_panels_to<float>(p) : from_panels_to<bf16>(p);
-}
+void from_panels(const PanelParams& p) { p.dtype == Dtype::f32 ? from_panels_to<float>(p) : from_panels_to<bf16>(p); }
 
 }  // namespace esl::ESL_ISA

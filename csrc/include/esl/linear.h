@@ -11,9 +11,9 @@ namespace esl {
 // A block-sparse weight [rows, cols]; see esl_sparse/topology.py. Pointers of a direction that is not used may be null.
 struct BlockSparse {
   int64_t rows, cols, bm, bn;
-  const int32_t *crow, *col;                 // by row blocks
-  const int32_t *ccol, *row_t, *offset_t;    // by column blocks
-  const float* values;                       // [nnzb, bm, bn]
+  const int32_t *crow, *col;               // by row blocks
+  const int32_t *ccol, *row_t, *offset_t;  // by column blocks
+  const float* values;                     // [nnzb, bm, bn]
 };
 
 // Which kernel multiplies spikes; `automatic` takes the fastest known one.

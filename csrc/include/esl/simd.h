@@ -27,13 +27,9 @@ struct f32x16 {
 inline f32x16 zero() { return {_mm512_setzero_ps()}; }
 inline f32x16 set1(float a) { return {_mm512_set1_ps(a)}; }
 inline f32x16 load(const float* p) { return {_mm512_loadu_ps(p)}; }
-inline f32x16 load(const float* p, int n) {
-  return {_mm512_maskz_loadu_ps(static_cast<__mmask16>((1u << n) - 1), p)};
-}
+inline f32x16 load(const float* p, int n) { return {_mm512_maskz_loadu_ps(static_cast<__mmask16>((1u << n) - 1), p)}; }
 inline void store(float* p, f32x16 a) { _mm512_storeu_ps(p, a.v); }
-inline void store(float* p, f32x16 a, int n) {
-  _mm512_mask_storeu_ps(p, static_cast<__mmask16>((1u << n) - 1), a.v);
-}
+inline void store(float* p, f32x16 a, int n) { _mm512_mask_storeu_ps(p, static_cast<__mmask16>((1u << n) - 1), a.v); }
 inline f32x16 load(const bf16* p) {
   const __m512i wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
   return {_mm512_castsi512_ps(_mm512_slli_epi32(wide, 16))};
@@ -49,9 +45,7 @@ inline f32x16 add_where(f32x16 a, uint16_t bits, f32x16 b) {
 inline f32x16 add_where(f32x16 a, const uint16_t* bits, f32x16 b) {  // loads straight into a mask register
   return {_mm512_mask_add_ps(a.v, _load_mask16(reinterpret_cast<__mmask16*>(const_cast<uint16_t*>(bits))), a.v, b.v)};
 }
-inline f32x16 keep_where(uint16_t bits, f32x16 a) {
-  return {_mm512_maskz_mov_ps(static_cast<__mmask16>(bits), a.v)};
-}
+inline f32x16 keep_where(uint16_t bits, f32x16 a) { return {_mm512_maskz_mov_ps(static_cast<__mmask16>(bits), a.v)}; }
 inline uint16_t equals(f32x16 a, f32x16 b) { return _mm512_cmp_ps_mask(a.v, b.v, _CMP_EQ_OQ); }
 inline float sum(f32x16 a) { return _mm512_reduce_add_ps(a.v); }
 
@@ -106,8 +100,8 @@ constexpr int kTileVectors = 1;
 struct f32x16 {
   float v[16];
 };
-#define ESL_LANEWISE(expression)               \
-  f32x16 r;                                    \
+#define ESL_LANEWISE(expression)                    \
+  f32x16 r;                                         \
   for (int i = 0; i < 16; ++i) r.v[i] = expression; \
   return r;
 inline f32x16 zero() { ESL_LANEWISE(0.f) }
