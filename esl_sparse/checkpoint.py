@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import pickle
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -22,16 +21,15 @@ class CheckpointError(Exception):
 def save_checkpoint(path: Path, state: Mapping[str, Any]) -> None:
     """Write `state`, tensors and plain values, so that a crash leaves the old file or the new one."""
     path = Path(path)
-    file = tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False)  # noqa: SIM115
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        with file:
+        with temporary.open("wb") as file:
             torch.save({"format": _FORMAT, "version": _VERSION, **state}, file)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(file.name, path)
-    except BaseException:
-        Path(file.name).unlink(missing_ok=True)
-        raise
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
     _sync_folder(path.parent)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from urllib.request import urlopen
@@ -23,9 +22,9 @@ def download(sha256: Mapping[str, str], mirrors: Sequence[str], folder: Path) ->
         target = folder / f"{name}.gz"
         raw = _fetch(target.name, digest, mirrors)
         folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=folder, delete=False) as file:
-            file.write(raw)
-        os.replace(file.name, target)
+        temporary = target.with_name(f".{target.name}.{os.getpid()}")
+        temporary.write_bytes(raw)
+        os.replace(temporary, target)
 
 
 def _fetch(filename: str, digest: str, mirrors: Sequence[str]) -> bytes:

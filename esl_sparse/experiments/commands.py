@@ -14,6 +14,7 @@ from click.core import ParameterSource
 from rich.console import Console
 from rich.panel import Panel
 from rich.progress import Progress, TaskID
+from rich.text import Text
 
 from .. import backends
 from .._version import __version__
@@ -65,22 +66,19 @@ def train(
     with stop_requests() as should_stop:
         if resume:
             _refuse_changes(ctx, {*options, "run_dir"})
-            folder = resume if resume.is_dir() else resume.parent
-            trainer = _resumed(folder, data_dir, checkpoint_every)
+            trainer = _resumed(resume, data_dir, checkpoint_every)
         else:
             trainer = _new(options, data_dir, run_dir, checkpoint_every)
         try:
             result = trainer.fit(should_stop)
         except Interrupted:
-            console.print(
+            click.echo(
                 f"Interrupted after iteration {trainer.iteration:,} of {trainer.total_steps:,}; continue:\n"
-                f"  esl-sparse train --resume {trainer.folder}",
-                soft_wrap=True,
-                highlight=False,
+                f"  esl-sparse train --resume {trainer.folder}"
             )
             ctx.exit(INTERRUPTED)
     console.print(result_card(trainer.config, result))
-    console.print(f"Run folder: {trainer.folder}", soft_wrap=True, highlight=False)
+    click.echo(f"Run folder: {trainer.folder}")
 
 
 @cli.command()
@@ -149,7 +147,8 @@ def protocol(
         except Interrupted:
             click.echo("Interrupted; the same command continues.")
             ctx.exit(INTERRUPTED)
-    console.print(*write_tables(out, base, seeds, lrs, results), sep="\n")
+    for path in write_tables(out, base, seeds, lrs, results):
+        click.echo(path)
 
 
 @cli.command()
@@ -190,7 +189,7 @@ def load_or_digits(name: str, data_dir: Path | None) -> Dataset:
     except DataNotFoundError as error:
         if data_dir is not None:
             raise
-        notice = f"{error}\n\nTraining on [bold]digits[/] (8x8, inside scikit-learn) instead."
+        notice = Text(f"{error}\n\nTraining on digits (8x8, inside scikit-learn) instead.")
         console.print(Panel(notice, title=f"{name} IS NOT AVAILABLE", style="bold red"))
         return load("digits")
 
@@ -214,10 +213,14 @@ def _new(
     return _trainer(config, dataset, folder, checkpoint_every)
 
 
-def _resumed(folder: Path, data_dir: Path | None, checkpoint_every: int) -> Trainer:
+def _resumed(path: Path, data_dir: Path | None, checkpoint_every: int) -> Trainer:
+    checkpoint = path / CHECKPOINT if path.is_dir() else path
+    folder = checkpoint.parent
     if (folder / "result.json").exists():
         raise RunError(f"{folder} holds a finished run: see it with esl-sparse report {folder}.")
-    state = load_checkpoint(folder / CHECKPOINT)
+    state = load_checkpoint(checkpoint)
+    if "progress" not in state:
+        raise RunError(f"{checkpoint} holds a model, but no run to continue.")
     config = TrainConfig.from_dict(state["config"])
     trainer = _trainer(config, load(config.data, data_dir), folder, checkpoint_every)
     trainer.resume(state)

@@ -77,7 +77,7 @@ class TrainConfig:
     @property
     def title(self) -> str:
         """The conditions in a few words."""
-        words = [self.data, "-".join(map(str, self.hidden)), self.structure]
+        words = [self.data, f"{self.model} {'-'.join(map(str, self.hidden))}", self.structure]
         if self.structure != "dense":
             words.append(f"density {self.density:g}")
         if self.structure in ("static", "evolve"):

@@ -34,7 +34,7 @@ class VariantResult:
 
 
 def configurations(dataset: Dataset, epochs: int) -> dict[str, TrainConfig]:
-    """The variants on one budget; those that evolve do so the same number of times however long they train."""
+    """The variants on one budget; those that evolve do so equally often however long they train."""
     config = TrainConfig(data=dataset.name, epochs=epochs)
     updating = config.t_end * epochs * len(dataset.train) / config.batch_size
     config = replace(config, interval=max(1, int(updating / _UPDATES)))

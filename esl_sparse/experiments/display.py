@@ -28,7 +28,6 @@ class TrainDisplay(Observer):
     """A progress bar with running means, and one line for each epoch above it."""
 
     def __init__(self, console: Console) -> None:
-        self._console = console
         self._bar = progress_bar(
             console,
             "loss {task.fields[loss]:.3f}",

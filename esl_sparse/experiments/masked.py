@@ -81,8 +81,9 @@ class MaskRewirer:
     def _update(self, name: str, layer: MaskedLinear, fraction: float) -> LayerReport:
         mask, ever_active = layer.mask.flatten(), self.ever_active[name].flatten()
         before = mask.clone()
-        mask[self.prune(layer.weight.flatten(), mask, round(fraction * layer.nnz))] = False
-        mask[self._choose(mask, ever_active, int((before & ~mask).sum()))] = True
+        count = round(fraction * layer.nnz)
+        mask[self.prune(layer.weight.flatten(), mask, count)] = False
+        mask[self._choose(mask, ever_active, count)] = True
         ever_active |= mask
         changed = (before ^ mask).view_as(layer.mask)
         slots = [slot for slot in self.optimizer.state[layer.weight].values() if slot.shape == changed.shape]
@@ -90,7 +91,7 @@ class MaskRewirer:
             tensor.masked_fill_(changed, 0)
         return LayerReport(
             name,
-            pruned=int((before & ~mask).sum()),
+            pruned=count,
             grown=int((mask & ~before).sum()),
             density=layer.nnz / mask.numel(),
             r_s=ever_active.float().mean().item(),

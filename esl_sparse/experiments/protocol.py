@@ -56,7 +56,7 @@ class RowResult:
     test_accuracy: list[float]  # by seed
     val_accuracy: list[float]
     mean: float
-    sd: float
+    sd: float | None
     difference: Interval | None  # to dense, in accuracy, paired by seed
     active_weights: int
     weight_state_of_dense: float
@@ -73,8 +73,10 @@ def run_protocol(
     should_stop: Callable[[], bool] = lambda: False,
     announce: Callable[[str], None] = lambda line: None,
 ) -> list[RowResult]:
-    """Run what is not finished yet in `folder`. With several `lrs` each row takes the one that validates best
-    with the first seed."""
+    """Run what is not finished yet in `folder`.
+
+    Of several `lrs` each row takes the one that validates best with the first seed.
+    """
 
     def run(name: str, lr: float, seed: int) -> TrainResult:
         config = replace(base, **rows[name], lr=lr, seed=seed)
@@ -126,7 +128,7 @@ def summarise(
         test_accuracy=test,
         val_accuracy=[result.val_accuracy for result in results],
         mean=statistics.fmean(test),
-        sd=statistics.stdev(test) if len(test) > 1 else math.nan,
+        sd=statistics.stdev(test) if len(test) > 1 else None,
         difference=difference,
         active_weights=results[0].active_weights,
         weight_state_of_dense=state.total / state.dense,
@@ -180,10 +182,11 @@ def _markdown(base: TrainConfig, seeds: int, results: Sequence[RowResult]) -> st
         "|---|---|---|---|---|---|---|",
     ]
     for row in results:
-        d = row.difference
+        sd, d = row.sd, row.difference
+        spread = "" if sd is None else f"{100 * sd:.2f}"
         difference = f"{100 * d.mean:+.2f} [{100 * d.low:+.2f}, {100 * d.high:+.2f}]" if d else ""
         lines.append(
-            f"| {row.name} | {row.lr:g} | {100 * row.mean:.2f} | {100 * row.sd:.2f} | {difference} "
+            f"| {row.name} | {row.lr:g} | {100 * row.mean:.2f} | {spread} | {difference} "
             f"| {row.active_weights:,} | {row.weight_state_of_dense:.1%} |"
         )
     return "\n".join(lines) + "\n"

@@ -75,7 +75,6 @@ class Trainer:
             config, dataset, self.total_steps
         )
         self.rates = FiringRates(self.model)
-
         self.progress = Progress(r_s=densities(self.model))
 
     @property
