@@ -46,7 +46,7 @@ class TrainConfig:
     loss: str = "tet"
     epochs: int = 20
     batch_size: int = 128
-    lr: float = 1e-3
+    lr: float = 5e-3
     optimizer: str = "adam"
     schedule: str = "cosine"
     prune: str = "set"

@@ -100,10 +100,15 @@ class Trainer:
         self.folder.mkdir(parents=True, exist_ok=True)
         for observer in self.observers:
             observer.started(self)
-        while self.progress.epoch < self.config.epochs:
-            self._train_epoch(should_stop)
-            self._finish_epoch()
-        result = self._test()
+        try:
+            while self.progress.epoch < self.config.epochs:
+                self._train_epoch(should_stop)
+                self._finish_epoch()
+            result = self._test()
+        except BaseException:
+            for observer in self.observers:
+                observer.stopped()
+            raise
         for observer in self.observers:
             observer.finished(result)
         return result
@@ -115,8 +120,6 @@ class Trainer:
             self._step(index)
             if should_stop():
                 self.save()
-                for observer in self.observers:
-                    observer.stopped()
                 raise Interrupted
 
     def _order(self, epoch: int) -> Tensor:
