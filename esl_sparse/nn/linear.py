@@ -175,24 +175,25 @@ class SparseLinear(nn.Module):
             raise TypeError(f"x: expected a tensor or PackedSpikes, got {type(x).__name__}")
         if x.dim() == 0 or x.shape[-1] != self.in_features:
             raise ValueError(f"x: expected shape [..., {self.in_features}], got {tuple(x.shape)}")
+        values = self.values
         device_type = x.device.type
         if device_type != "meta" and torch.is_autocast_enabled(device_type):
             x = x.to(torch.get_autocast_dtype(device_type))
-        elif x.dtype != self.values.dtype:
-            raise TypeError(f"x: expected {self.values.dtype} like the layer's values, got {x.dtype}")
-        rows = x if x.dim() == 2 else x.reshape(-1, self.in_features)
-        y = self._rows(rows)
-        return y if x.dim() == 2 else y.view(*x.shape[:-1], self.out_features)
+        elif x.dtype != values.dtype:
+            raise TypeError(f"x: expected {values.dtype} like the layer's values, got {x.dtype}")
+        if x.dim() == 2:
+            return self._rows(x, values)
+        return self._rows(x.reshape(-1, self.in_features), values).view(*x.shape[:-1], self.out_features)
 
-    def _rows(self, x: Tensor) -> Tensor:
+    def _rows(self, x: Tensor, values: Tensor) -> Tensor:
         """Apply to ``[N, in_features]``: the promised kind, or what the elements turn out to be."""
-        planes, scale = self._kind
-        if torch.compiler.is_compiling() or self.input in ("binary", "float"):
-            return linear(x, self.values, self.bias, self.topology, planes, scale)
+        bias, topology = self.bias, self.topology
+        if self.input in ("binary", "float") or torch.compiler.is_compiling():
+            return linear(x, values, bias, topology, *self._kind)
         # Packing as spikes finds out at once whether they are spikes; most inputs are.
         for kind in (_BINARY,) if self._kind in (_BINARY, _FLOAT) else (self._kind, _BINARY):
             try:
-                y = linear(x, self.values, self.bias, self.topology, *kind)
+                y = linear(x, values, bias, topology, *kind)
             except BrokenInputPromise:
                 continue
             self._kind = kind
@@ -205,7 +206,7 @@ class SparseLinear(nn.Module):
                 )
             found = _FLOAT
         self._kind = found
-        return linear(x, self.values, self.bias, self.topology, *found)
+        return linear(x, values, bias, topology, *found)
 
     def extra_repr(self) -> str:
         bm, bn = self.block_size

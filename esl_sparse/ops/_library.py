@@ -7,37 +7,54 @@ them.
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 _library = torch.library.Library("esl_sparse", "DEF")
 
 raw = torch.ops.esl_sparse
 
 
-def define(schema: str, implementation: Callable, fake: Callable) -> None:
-    """Register raw op ``esl_sparse::<schema>`` for CPU and CUDA tensors, with its shape function."""
+def define(schema: str, implementation: Callable, fake: Callable) -> Callable:
+    """Register raw op ``esl_sparse::<schema>`` for CPU and CUDA tensors, with its shape function.
+
+    Returns the op as Functions call it: through the dispatcher where anything may look on, else straight to the
+    implementation (10 us less per call). The first argument is a tensor.
+    """
     name = schema[: schema.index("(")]
     _library.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
     for key in ("CPU", "CUDA"):
         _library.impl(name, implementation, key)
     torch.library.register_fake(f"esl_sparse::{name}", fake, lib=_library)
+    op = getattr(raw, name)
+
+    def call(tensor: Tensor, *args):
+        return implementation(tensor, *args) if _eager(tensor) else op(tensor, *args)
+
+    return call
 
 
-_ANY = inspect.Signature([inspect.Parameter("args", inspect.Parameter.VAR_POSITIONAL)])
+def _eager(tensor: Tensor) -> bool:
+    """Whether nothing looks on: no compiler, no torch.func transform, no dispatch mode, no tensor subclass."""
+    return (
+        type(tensor) in (Tensor, torch.nn.Parameter)
+        and not torch.compiler.is_compiling()
+        and not is_in_torch_dispatch_mode()
+        and not torch._C._are_functorch_transforms_active()
+    )
 
 
-def positional(forward: Callable) -> staticmethod:
-    """A Function's ``forward`` whose arguments are all given, by position.
+def apply(function: type[torch.autograd.Function], *args):
+    """``function.apply(*args)``, all by position; in plain eager mode without binding them to forward's signature.
 
-    ``Function.apply`` binds them to ``inspect.signature(forward)`` at every call. Found ready-made, and of one
-    ``*args``, the signature costs 5 us instead of 60.
+    A layer of 16 neurons takes 60 us forward and backward; the binding alone would add 50 (``inspect.signature``).
     """
-    forward.__signature__ = _ANY  # type: ignore[attr-defined]
-    return staticmethod(forward)
+    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+        return function.apply(*args)
+    return super(torch.autograd.Function, function).apply(*args)  # type: ignore[misc]
 
 
 class NoDoubleBackward(torch.autograd.Function):

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..._backends import choose
-from .._library import NoDoubleBackward, define, differentiable_backward, empty, positional, raw
+from .._library import NoDoubleBackward, apply, define, differentiable_backward, empty
 from . import native, reference
 from .surrogate import SURROGATES
 
@@ -45,12 +45,12 @@ def _backward_fake(grad_s, grad_v, x, v, tau, v_threshold, v_reset, surrogate, w
     return x.new_empty(x.shape), v.new_empty(v.shape), tau.new_empty(() if need_tau else (0,))
 
 
-define(
+lif_op = define(
     "lif(Tensor x, Tensor v, Tensor tau, float v_threshold, float? v_reset) -> (Tensor, Tensor)",
     _forward,
     _forward_fake,
 )
-define(
+lif_backward_op = define(
     "lif_backward(Tensor grad_s, Tensor? grad_v, Tensor x, Tensor v, Tensor tau, float v_threshold, float? v_reset,"
     " str surrogate, float width, bool detach_reset, bool need_tau) -> (Tensor, Tensor, Tensor)",
     _backward,
@@ -59,21 +59,21 @@ define(
 
 
 class _LIFBackward(NoDoubleBackward):
-    @positional
+    @staticmethod
     def forward(*args):
-        return raw.lif_backward(*args)
+        return lif_backward_op(*args)
 
 
 class _LIFBackwardCallable(NoDoubleBackward):
-    @positional
+    @staticmethod
     def forward(grad_s, grad_v, x, v, tau, v_threshold, v_reset, surrogate, width, detach_reset, need_tau):
         return reference.backward(grad_s, grad_v, x, v, tau, v_threshold, v_reset, surrogate, detach_reset)
 
 
 class _LIF(torch.autograd.Function):
-    @positional
+    @staticmethod
     def forward(x, v, tau, v_threshold, v_reset, surrogate, width, detach_reset):
-        return raw.lif(x, v, tau, v_threshold, v_reset)
+        return lif_op(x, v, tau, v_threshold, v_reset)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
@@ -91,7 +91,7 @@ class _LIF(torch.autograd.Function):
         if grad_s is None:
             grad_s = torch.zeros(x.shape, dtype=x.dtype, device=x.device)
         if isinstance(surrogate, str):
-            run = _LIFBackward.apply if differentiable_backward() else raw.lif_backward
+            run = _LIFBackward.apply if differentiable_backward() else lif_backward_op
         else:
             run = _LIFBackwardCallable.apply
             grad_v = torch.zeros_like(v) if grad_v is None else grad_v
@@ -145,7 +145,8 @@ def lif(
     elif v.device != x.device:
         raise ValueError(f"v: expected on x's device {x.device}, got {v.device}")
     tau = torch.as_tensor(tau, dtype=compute.dtype, device=x.device)
-    spikes, last = _LIF.apply(
+    spikes, last = apply(
+        _LIF,
         compute.flatten(1) if x.dim() > 1 else compute.unsqueeze(1),
         v.to(compute.dtype).reshape(-1),
         tau,

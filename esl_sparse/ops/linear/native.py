@@ -24,6 +24,13 @@ def _address(tensor: Tensor | None) -> int:
     return 0 if tensor is None else tensor.data_ptr()
 
 
+def _as(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """Contiguous and of ``dtype``; calls nothing when it is so already, which is what small layers pay for."""
+    if tensor.dtype != dtype:
+        tensor = tensor.to(dtype)
+    return tensor if tensor.is_contiguous() else tensor.contiguous()
+
+
 def _with_scratch(run, *args) -> int:
     """Call a kernel; where it answers with the bytes of scratch that it needs, lend them and call again."""
     needed = run(*args, 0, 0)
@@ -38,7 +45,7 @@ def forward(x, values, bias, index, call):
     rows, cols, T, B, planes, scale, panels = call
     packed = x.dtype == torch.int64
     dtype = values.dtype if packed else x.dtype
-    x = x.contiguous()
+    x = _as(x, x.dtype)
     groups = Lanes(T, B).groups
     words = x if packed else None
     if planes and not packed:
@@ -48,8 +55,8 @@ def forward(x, values, bias, index, call):
         (groups, 1, 1, rows, LANES) if panels else (T * B, rows),
         dtype=torch.float32 if panels else dtype,
     )
-    weights = values.contiguous().float()
-    bias = None if bias is None else bias.contiguous().float()
+    weights = _as(values, torch.float32)
+    bias = None if bias is None else _as(bias, torch.float32)
     broken = _with_scratch(
         lib().linear_forward,
         rows,
@@ -74,17 +81,17 @@ def forward(x, values, bias, index, call):
     if broken:
         return None, None
     saved = torch.empty(0, dtype=torch.int64) if packed or words is None else words
-    return y.to(dtype), saved
+    return _as(y, dtype), saved
 
 
 def backward(grad, x, values, index, call, x_panels, needs):
     rows, cols, T, B, planes, scale, panels = call
     dtype = grad.dtype
     # Panels are float32 inside.
-    grad = (grad.float() if panels or x_panels else grad).contiguous()
-    row_dtype = grad.dtype
-    x = x.contiguous() if planes else x.to(row_dtype).contiguous()
-    weights = values.contiguous().float()
+    row_dtype = torch.float32 if panels or x_panels else dtype
+    grad = _as(grad, row_dtype)
+    x = _as(x, x.dtype if planes else row_dtype)
+    weights = _as(values, torch.float32)
     grad_x = grad_values = grad_bias = None
     if needs & 1:
         shape = (Lanes(T, B).groups, 1, 1, cols, LANES) if x_panels else (T * B, cols)
@@ -117,7 +124,7 @@ def backward(grad, x, values, index, call, x_panels, needs):
         torch.get_num_threads(),
     )
     return (
-        empty(values).to(dtype) if grad_x is None else grad_x.to(dtype),
-        empty(values) if grad_values is None else grad_values.to(values.dtype),
-        empty(values) if grad_bias is None else grad_bias.to(values.dtype),
+        empty(grad) if grad_x is None else _as(grad_x, dtype),
+        empty(values) if grad_values is None else _as(grad_values, values.dtype),
+        empty(values) if grad_bias is None else _as(grad_bias, values.dtype),
     )

@@ -14,7 +14,7 @@ from torch import Tensor
 from ..._backends import choose
 from ...packed import LANES, Lanes, PackedSpikes
 from ...topology import BlockLayout, BlockTopology
-from .._library import NoDoubleBackward, define, differentiable_backward, empty, positional, raw
+from .._library import NoDoubleBackward, apply, define, differentiable_backward, empty
 from ..pack import reference as pack_reference
 from ..pack.op import broken_promise
 from . import native, reference, triton
@@ -46,7 +46,7 @@ def _forward(x, values, bias, crow, col, ccol, row_t, offset_t, rows, cols, T, B
     dtype = values.dtype if packed else x.dtype
     backend = choose("linear", values.device.type, dtype, values.shape[1:])
     if backend == "native":
-        y, words = native.forward(x, values, bias, [crow, col, ccol, row_t, offset_t], call)
+        y, words = native.forward(x, values, bias, (crow, col, ccol, row_t, offset_t), call)
         if y is None:
             raise broken_promise(planes, scale)
         return y, words
@@ -57,7 +57,7 @@ def _forward(x, values, bias, crow, col, ccol, row_t, offset_t, rows, cols, T, B
             raise broken_promise(planes, scale)
     topology = _topology(call, values, [crow, col, ccol, row_t, offset_t])
     if backend == "triton":
-        y = triton.forward(words if planes else x, values, bias, topology, call)
+        y = triton.forward(words if planes else x, values, bias, topology, call, dtype)
     else:
         if packed:
             x = pack_reference.unpack(words, T, B, scale, dtype).view(T * B, cols)
@@ -97,7 +97,7 @@ def _backward(
 ):
     """Gradients of x (rows, or panels if ``x_panels``), values and bias; ``needs`` is a bit set of the three."""
     call = Call(rows, cols, T, B, planes, scale, panels)
-    index = [crow, col, ccol, row_t, offset_t]
+    index = (crow, col, ccol, row_t, offset_t)
     need_x, need_values, need_bias = needs & 1, needs & 2, needs & 4
     backend = choose("linear", values.device.type, grad.dtype, values.shape[1:])
     if backend == "native":
@@ -151,12 +151,12 @@ def _backward_fake(
 
 _INDEX = "Tensor crow, Tensor col, Tensor ccol, Tensor row_t, Tensor offset_t"
 _CALL = "SymInt rows, SymInt cols, SymInt T, SymInt B, SymInt planes, float scale, bool panels"
-define(
+linear_op = define(
     f"linear(Tensor x, Tensor values, Tensor? bias, {_INDEX}, {_CALL}) -> (Tensor, Tensor)",
     _forward,
     _forward_fake,
 )
-define(
+linear_backward_op = define(
     f"linear_backward(Tensor grad, Tensor x, Tensor values, {_INDEX}, {_CALL}, bool x_panels, SymInt needs)"
     " -> (Tensor, Tensor, Tensor)",
     _backward,
@@ -168,17 +168,17 @@ _NO_GRADIENT = (None,) * 6  # of the index and the call
 
 
 class _LinearBackward(NoDoubleBackward):
-    @positional
+    @staticmethod
     def forward(*args):
-        return raw.linear_backward(*args)
+        return linear_backward_op(*args)
 
 
 class _Linear(torch.autograd.Function):
     """``carrier`` is None for float rows; for packed spikes x holds the words and the carrier takes the gradient."""
 
-    @positional
+    @staticmethod
     def forward(carrier, x, values, bias, crow, col, ccol, row_t, offset_t, call):
-        return raw.linear(x, values, bias, crow, col, ccol, row_t, offset_t, *call)
+        return linear_op(x, values, bias, crow, col, ccol, row_t, offset_t, *call)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
@@ -197,7 +197,7 @@ class _Linear(torch.autograd.Function):
             return (None,) * 10
         need_carrier, need_x, need_values, need_bias = ctx.needs_input_grad[:4]
         needs = (need_carrier or need_x) | need_values << 1 | need_bias << 2
-        run = _LinearBackward.apply if differentiable_backward() else raw.linear_backward
+        run = _LinearBackward.apply if differentiable_backward() else linear_backward_op
         grad_x, grad_values, grad_bias = run(grad, *ctx.saved_tensors, *ctx.call, ctx.x_panels, needs)
         return (
             grad_x if need_carrier else None,
@@ -210,13 +210,13 @@ class _Linear(torch.autograd.Function):
 
 def _check(topology: BlockTopology, values: Tensor, bias: Tensor | None, device: torch.device) -> None:
     lay = topology.layout
-    if values.dim() != 3 or values.shape[0] != topology.nnzb or values.shape[1:] != (lay.bm, lay.bn):
+    if values.shape != (topology.nnzb, lay.bm, lay.bn):
         raise ValueError(
             f"values: expected shape {(topology.nnzb, lay.bm, lay.bn)}, got {tuple(values.shape)}"
         )
-    for name, tensor in (("values", values), ("topology", topology.col_indices)):
-        if tensor.device != device:
-            raise ValueError(f"{name}: expected on the input's device {device}, got {tensor.device}")
+    if values.device != device or topology.col_indices.device != device:
+        name, tensor = ("values", values) if values.device != device else ("topology", topology.col_indices)
+        raise ValueError(f"{name}: expected on the input's device {device}, got {tensor.device}")
     if bias is not None:
         if bias.shape != (lay.rows,):
             raise ValueError(f"bias: expected shape {(lay.rows,)}, got {tuple(bias.shape)}")
@@ -256,7 +256,7 @@ def linear(
         raise ValueError(f"x: expected shape [N, {lay.cols}], got {tuple(x.shape)}")
     _check(topology, values, bias, x.device)
     call = Call(lay.rows, lay.cols, 1, x.shape[0], planes, scale, False)
-    return _Linear.apply(None, x, values, bias, *topology.index_tensors(), call)[0]
+    return apply(_Linear, None, x, values, bias, *topology.index_tensors(), call)[0]
 
 
 def linear_packed(
@@ -273,5 +273,5 @@ def linear_packed(
         raise ValueError(f"x: expected PackedSpikes of shape (T, B, {lay.cols}), got {x.shape}")
     _check(topology, values, bias, x.words.device)
     call = Call(lay.rows, lay.cols, x.T, x.B, x.planes, x.scale, panels)
-    y = _Linear.apply(x.carrier, x.words, values, bias, *topology.index_tensors(), call)[0]
+    y = apply(_Linear, x.carrier, x.words, values, bias, *topology.index_tensors(), call)[0]
     return y if panels else y.view(x.T, x.B, lay.rows)

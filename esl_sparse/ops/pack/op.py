@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..._backends import choose
 from ...packed import LANES, MAX_PLANES, Lanes, PackedSpikes
-from .._library import NoDoubleBackward, define, differentiable_backward, positional, raw
+from .._library import NoDoubleBackward, apply, define, differentiable_backward
 from . import native, reference
 
 
@@ -81,24 +81,26 @@ def _rows_like(like: Tensor, shape, T: int, B: int, dtype: torch.dtype) -> Tenso
     return like.new_empty((T, B, C) if H == 1 and W == 1 else (T, B, C, H, W), dtype=dtype)
 
 
-define("pack(Tensor x, SymInt planes, float scale) -> Tensor", _pack, _pack_fake)
-define(
+pack_op = define("pack(Tensor x, SymInt planes, float scale) -> Tensor", _pack, _pack_fake)
+unpack_op = define(
     "unpack(Tensor words, SymInt T, SymInt B, float scale, ScalarType dtype) -> Tensor", _unpack, _unpack_fake
 )
-define("to_panels(Tensor x) -> Tensor", _to_panels, _to_panels_fake)
-define("from_panels(Tensor panels, SymInt T, SymInt B) -> Tensor", _from_panels, _from_panels_fake)
+to_panels_op = define("to_panels(Tensor x) -> Tensor", _to_panels, _to_panels_fake)
+from_panels_op = define(
+    "from_panels(Tensor panels, SymInt T, SymInt B) -> Tensor", _from_panels, _from_panels_fake
+)
 
 
 class _PackBackward(NoDoubleBackward):
-    @positional
+    @staticmethod
     def forward(grad_panels, T, B):
-        return raw.from_panels(grad_panels, T, B)
+        return from_panels_op(grad_panels, T, B)
 
 
 class _Pack(torch.autograd.Function):
-    @positional
+    @staticmethod
     def forward(x, planes, scale):
-        words = raw.pack(x, planes, scale)
+        words = pack_op(x, planes, scale)
         return x.new_zeros(1).expand((*words.shape[1:], LANES)), words
 
     @staticmethod
@@ -111,20 +113,20 @@ class _Pack(torch.autograd.Function):
     def backward(ctx, grad_panels, _):
         if grad_panels is None:
             return None, None, None
-        run = _PackBackward.apply if differentiable_backward() else raw.from_panels
+        run = _PackBackward.apply if differentiable_backward() else from_panels_op
         return run(grad_panels, *ctx.lanes), None, None
 
 
 class _UnpackBackward(NoDoubleBackward):
-    @positional
+    @staticmethod
     def forward(grad):
-        return raw.to_panels(grad)
+        return to_panels_op(grad)
 
 
 class _Unpack(torch.autograd.Function):
-    @positional
+    @staticmethod
     def forward(carrier, words, T, B, scale):
-        return raw.unpack(words, T, B, scale, carrier.dtype)
+        return unpack_op(words, T, B, scale, carrier.dtype)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
@@ -132,7 +134,7 @@ class _Unpack(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad):
-        run = _UnpackBackward.apply if differentiable_backward() else raw.to_panels
+        run = _UnpackBackward.apply if differentiable_backward() else to_panels_op
         return run(grad), None, None, None, None
 
 
@@ -164,7 +166,7 @@ def _coarsest_grid(x: Tensor) -> tuple[int, float] | None:
 
 def pack_tensor(x: Tensor, planes: int, scale: float) -> PackedSpikes:
     """Pack ``[T, B, C]`` or ``[T, B, C, H, W]`` of known kind; raises if an element is no such level."""
-    carrier, words = _Pack.apply(x, planes, scale)
+    carrier, words = apply(_Pack, x, planes, scale)
     return PackedSpikes(carrier, words, x.shape[0], x.shape[1], scale)
 
 
@@ -198,4 +200,4 @@ def pack(x: Tensor, input: str = "auto") -> PackedSpikes:
 
 def unpack(spikes: PackedSpikes) -> Tensor:
     """The float tensor of packed spikes, ``[T, B, C]`` or ``[T, B, C, H, W]``."""
-    return _Unpack.apply(spikes.carrier, spikes.words, spikes.T, spikes.B, spikes.scale)
+    return apply(_Unpack, spikes.carrier, spikes.words, spikes.T, spikes.B, spikes.scale)
