@@ -1,1 +1,139 @@
-"""Triton kernels."""
+"""Launches the Triton kernels of linear (``triton_kernels.py``, imported at the first launch)."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...packed import LANES, Lanes
+from ...topology import BlockTopology
+from .._library import empty
+
+
+def _kernels() -> ModuleType:
+    from . import triton_kernels
+
+    return triton_kernels
+
+
+def _on(device: torch.device):
+    """Triton launches on the current device; CPU tensors mean its interpreter."""
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
+
+
+def _options(values: Tensor, topology: BlockTopology, lanes: Lanes) -> dict[str, Any]:
+    """What every kernel is told of the weight and the lanes. Only torch's switch turns float32 into TF32."""
+    tf32 = torch.backends.cuda.matmul.fp32_precision == "tf32"
+    return {
+        "rows": topology.layout.rows,
+        "cols": topology.layout.cols,
+        "samples": lanes.T * lanes.B,
+        "B": lanes.B,
+        "padded": lanes.padded,
+        "groups": lanes.groups,
+        "BM": values.shape[1],
+        "BN": values.shape[2],
+        "PRECISION": "tf32" if tf32 else "ieee",
+    }
+
+
+def _activation(C: int, lanes: Lanes, panels: bool, like: Tensor, dtype: torch.dtype) -> Tensor:
+    shape = (lanes.groups, 1, 1, C, LANES) if panels else (lanes.T * lanes.B, C)
+    return like.new_empty(shape, dtype=dtype)
+
+
+def forward(
+    x: Tensor, values: Tensor, bias: Tensor | None, topology: BlockTopology, call, dtype: torch.dtype
+) -> Tensor:
+    """y in ``dtype``, rows or a panel. x is words if ``call.planes``, else float rows."""
+    lanes, lay = Lanes(call.T, call.B), topology.layout
+    y = _activation(lay.rows, lanes, call.panels, values, dtype)
+    if not y.numel():
+        return y
+
+    def grid(meta):
+        return (-(-lanes.groups * LANES // meta["LANES"]) * lay.row_blocks,)
+
+    with _on(y.device):
+        _kernels().forward[grid](
+            x.contiguous(),
+            values.contiguous(),
+            values if bias is None else bias.contiguous(),
+            y,
+            topology.crow_indices,
+            topology.col_indices,
+            scale=call.scale,
+            PLANES=call.planes,
+            PANELS=call.panels,
+            BIAS=bias is not None,
+            **_options(values, topology, lanes),
+        )
+    return y
+
+
+def backward(
+    grad: Tensor, x: Tensor, values: Tensor, topology: BlockTopology, call, x_panels: bool, needs: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of x, values and bias, those that the bits of ``needs`` ask for; the others are empty."""
+    lanes, grad = Lanes(call.T, call.B), grad.contiguous()
+    grad_x, grad_values, grad_bias = empty(grad), empty(values), empty(values)
+    with _on(values.device):
+        if needs & 1:
+            grad_x = _grad_input(grad, values, topology, lanes, call.panels, x_panels)
+        if needs & 2:
+            grad_values = _grad_values(grad, x, values, topology, lanes, call)
+    if needs & 4:
+        # Padding lanes of a gradient panel are zero.
+        over = (0, 1, 2, 4) if call.panels else 0
+        grad_bias = grad.sum(over, dtype=torch.float32).to(values.dtype)
+    return grad_x, grad_values, grad_bias
+
+
+def _grad_input(grad, values, topology: BlockTopology, lanes: Lanes, panels: bool, x_panels: bool) -> Tensor:
+    lay = topology.layout
+    grad_x = _activation(lay.cols, lanes, x_panels, grad, grad.dtype)
+
+    def grid(meta):
+        return (-(-lanes.groups * LANES // meta["LANES"]) * lay.col_blocks,)
+
+    if grad_x.numel():
+        _kernels().grad_input[grid](
+            grad,
+            values.contiguous(),
+            grad_x,
+            topology.ccol_indices,
+            topology.row_indices_t,
+            topology.block_offsets_t,
+            PANELS=panels,
+            X_PANELS=x_panels,
+            **_options(values, topology, lanes),
+        )
+    return grad_x
+
+
+def _grad_values(grad, x, values, topology: BlockTopology, lanes: Lanes, call) -> Tensor:
+    lay = topology.layout
+    grad_values = torch.empty_like(values, memory_format=torch.contiguous_format)
+
+    def grid(meta):
+        # As many parts as an average block row has tiles; the parts of a longer row take several.
+        channels = lay.row_blocks * meta["CHANNELS"]
+        return (lay.row_blocks * -(-topology.nnzb * lay.bn // channels),)
+
+    if grad_values.numel():
+        _kernels().grad_values[grid](
+            grad,
+            x.contiguous(),
+            grad_values,
+            topology.crow_indices,
+            topology.col_indices,
+            scale=call.scale,
+            PLANES=call.planes,
+            PANELS=call.panels,
+            **_options(values, topology, lanes),
+        )
+    return grad_values
