@@ -7,12 +7,14 @@ import torch
 
 from esl_sparse.functional import linear, linear_packed
 from esl_sparse.ops._library import raw
+from esl_sparse.ops.linear import native
 
 from ..conftest import available
 from .linear_cases import CASES, OFFERED, Case, Problem, assert_close, check, topology_of
 
 pytestmark = pytest.mark.usefixtures("poison")
 
+NATIVE = [backend for backend in available() if backend.startswith("native")]
 VARIANTS = [
     ("binary", "rows"),
     ("binary", "packed"),
@@ -24,16 +26,24 @@ VARIANTS = [
 ]
 
 
+def offered(backend, block):
+    """Whether a backend takes blocks of this size: ``tl.dot`` wants 16 both ways."""
+    return backend != "triton" or min(block) >= 16
+
+
 @pytest.mark.parametrize(
-    "backend,dtype",
-    [(b, d) for b in available() for d in OFFERED[b.partition("-")[0]]],
+    "backend,dtype,case",
+    [
+        (backend, dtype, case)
+        for backend in available()
+        for dtype in OFFERED[backend.partition("-")[0]]
+        for case in CASES
+        if offered(backend, CASES[case].block)
+    ],
     indirect=["backend"],
 )
 @pytest.mark.parametrize("kind,form", VARIANTS)
-@pytest.mark.parametrize("case", CASES)
 def test_agrees_with_the_oracle(backend, case, kind, form, dtype):
-    if backend == "triton" and min(CASES[case].block) < 16:
-        pytest.skip("tl.dot takes no smaller block")
     check(CASES[case], kind, form, dtype)
 
 
@@ -98,14 +108,16 @@ def test_only_wanted_gradients(backend, form, wanted):
     "kind,where",
     [("binary", "grad"), ("binary", "values"), ("float", "x"), ("float", "grad"), ("float", "values")],
 )
-@pytest.mark.parametrize("block", [(1, 1), (4, 4), (16, 16)])
+@pytest.mark.parametrize(
+    "backend,block",
+    [(b, size) for b in available() for size in [(1, 1), (4, 4), (16, 16)] if offered(b, size)],
+    indirect=["backend"],
+)
 def test_nan_and_infinity_propagate(backend, block, kind, where, bad):
     """Where the bad number meets no zero, the result is that of dense arithmetic; elsewhere nothing changes.
 
     A bad number times zero is the one freedom: an absent spike may skip the product.
     """
-    if backend == "triton" and min(block) < 16:
-        pytest.skip("tl.dot takes no smaller block")
     p = Problem(Case(37, 41, block, B=70, density=1.0), kind, "float32")
     place = {"x": (5, 7), "grad": (5, 7), "values": (0, 0, 0)}[where]
     getattr(p, where).data[place] = bad
@@ -125,7 +137,7 @@ def test_nan_and_infinity_propagate(backend, block, kind, where, bad):
 @pytest.mark.parametrize("block", [(1, 1), (4, 4), (16, 8)])
 @pytest.mark.parametrize("kind", ["binary", "levels3", "float"])
 @pytest.mark.parametrize("count", [2, 3])
-@pytest.mark.parametrize("backend", [b for b in available() if b.startswith("native")], indirect=True)
+@pytest.mark.parametrize("backend", NATIVE, indirect=True)
 def test_bits_do_not_depend_on_the_thread_count(backend, threads, kind, block, count):
     p = Problem(Case(150, 170, block, B=700, rate=0.2), kind, "float32")
 
@@ -200,3 +212,16 @@ def test_wrong_arguments():
         planes = (1,) if op is linear else ()
         with pytest.raises(error, match=message):
             op(*arguments, p.topology, *planes)
+
+
+@pytest.mark.parametrize("kernel", native.KERNELS[1:])
+@pytest.mark.parametrize("kind,form", [("binary", "rows"), ("binary", "panels"), ("levels3", "packed")])
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("backend", NATIVE, indirect=True)
+def test_every_spike_kernel(backend, case, kind, form, kernel):
+    """The automatic choice is by rate and block; each kernel is right wherever it can run at all."""
+    native.set_spike_kernel(kernel)
+    try:
+        check(CASES[case], kind, form, "float32")
+    finally:
+        native.set_spike_kernel("automatic")
