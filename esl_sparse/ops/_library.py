@@ -41,6 +41,7 @@ def _eager(tensor: Tensor) -> bool:
     """Whether nothing looks on: no compiler, no torch.func transform, no dispatch mode, no tensor subclass."""
     return (
         type(tensor) in (Tensor, torch.nn.Parameter)
+        and not tensor.is_meta
         and not torch.compiler.is_compiling()
         and not is_in_torch_dispatch_mode()
         and not torch._C._are_functorch_transforms_active()
