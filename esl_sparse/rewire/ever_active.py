@@ -10,7 +10,7 @@ from torch import Tensor
 from ..topology import random_absent_ids
 from .select import contains_sorted, merge_sorted
 
-_CHUNK = 1 << 20  # bytes of the bitmap looked at together
+_CHUNK = 1 << 16  # bytes of the bitmap looked at together
 
 
 @dataclass(frozen=True)

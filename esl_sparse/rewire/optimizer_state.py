@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections import UserDict
 from typing import Any
 
 import torch
@@ -30,8 +31,7 @@ def slots(optimizer: Optimizer, group: dict[str, Any], param: nn.Parameter) -> l
     Scalars such as ``step`` belong to no block and are left out.
 
     Returns:
-        pairs of a state tensor ``[n, ...]`` and what the optimiser itself gives a new block of zeros, ``[1,
-        ...]``.
+        pairs of a state tensor ``[n, ...]`` and what the optimiser itself gives a block of zeros.
 
     Raises:
         ValueError: the optimiser keeps anything else, which could not follow its block.
@@ -71,14 +71,12 @@ def _initial_slots(optimizer: Optimizer, group: dict[str, Any], param: nn.Parame
     return {key: entry for key, entry in state.first.items() if isinstance(entry, Tensor)}
 
 
-class _FirstSeen(dict):
-    """A parameter's optimiser state that remembers what each entry held when it was set first."""
+class _FirstSeen(UserDict):
+    """A parameter's optimiser state that remembers what each entry held when it was first set."""
 
     def __init__(self, made_by_constructor: dict[str, Any]) -> None:
-        super().__init__()
         self.first: dict[str, Any] = {}
-        for key, entry in made_by_constructor.items():
-            self[key] = entry
+        super().__init__(made_by_constructor)
 
     def __setitem__(self, key: str, entry: Any) -> None:
         self.first.setdefault(key, entry.clone() if isinstance(entry, Tensor) else entry)

@@ -41,7 +41,9 @@ class Progress:
         }
 
     @classmethod
-    def from_state_dict(cls, state: Mapping[str, Any], layers: Mapping[str, SparseLayer]) -> Progress:
+    def from_state_dict(
+        cls, state: Mapping[str, Any], layers: Mapping[str, SparseLayer], protect: int
+    ) -> Progress:
         """Undo :meth:`state_dict` after checking all of it; raises ``ValueError`` naming the layer."""
         iteration, saved = state.get("iteration"), state.get("layers")
         if not isinstance(iteration, int) or iteration < 0:
@@ -57,10 +59,14 @@ class Progress:
             device, blocks = layer.values.device, layer.topology.layout.blocks
             try:
                 ever_active[name] = EverActive.from_state_dict(saved[name]["ever_active"], blocks).to(device)
-                recent[name] = tuple(_ids(grown).to(device) for grown in saved[name]["recent"])
+                recent[name] = last(tuple(_ids(x).to(device) for x in saved[name]["recent"]), protect)
             except (KeyError, TypeError, ValueError) as error:
                 raise ValueError(f"state_dict: {name}: {error!r}") from error
         return cls(iteration, ever_active, recent)
+
+
+def last(items: tuple[Tensor, ...], count: int) -> tuple[Tensor, ...]:
+    return items[max(0, len(items) - count) :]
 
 
 def _ids(grown: Any) -> Tensor:

@@ -15,7 +15,7 @@ from .grow import GROW_RULES, GrowRule
 from .journal import Journal
 from .layers import SparseLayer, following_layers, rewirable_layers
 from .optimizer_state import param_group, slots
-from .progress import Progress
+from .progress import Progress, last
 from .prune import PRUNE_RULES, PruneRule
 from .report import LayerReport, RewireReport
 from .rewiring import Rewiring
@@ -145,9 +145,10 @@ class Rewirer:
             fraction = self.schedule.fraction(iteration)
             updates = self._plan(fraction)
             report = RewireReport(iteration, fraction, tuple(update.report() for update in updates))
+            progress = self._progress_after(iteration, updates)
             for update in updates:
                 update.write(journal)
-            journal.set(self, "_progress", self._progress_after(iteration, updates))
+            journal.set(self, "_progress", progress)
         return report
 
     # Plan: everything is chosen and checked before anything is written
@@ -189,21 +190,26 @@ class Rewirer:
         return (~contains_sorted(protected, ids)).nonzero().squeeze(1)
 
     def _grow(self, name: str, layer: SparseLayer, pruned: Tensor) -> _LayerUpdate:
-        layout, ids = layer.topology.layout, layer.topology.block_ids()
-        # Blocks may have been loaded into the layer since the last update.
-        record = self._progress.ever_active[name].to(ids.device).including(ids)
-        stays = torch.ones_like(ids, dtype=torch.bool)
+        stays = torch.ones(layer.topology.nnzb, dtype=torch.bool, device=pruned.device)
         stays[pruned] = False
-        chosen = ids.new_empty(0)
-        if count := pruned.numel():
-            absent = AbsentBlocks(name, layout, ids[stays], record, self._seed(), self.generator)
-            chosen = checked_choice("grow", name, self._grow_rule(absent, count), count, layout.blocks)
-            if not absent.contains(chosen).all():
-                raise ValueError(f"grow: the rule chose blocks of {name} that are active")
-        rewiring = Rewiring.of(layer.topology, ids, stays, chosen)
+        chosen, record = self._choose(name, layer, stays, pruned.numel())
+        rewiring = Rewiring.of(layer.topology, stays, chosen)
         topologies = [layer.topology, *(copy.topology for copy in self._copies(name, layer))]
         carried = self._carried(name, layer)
-        return _LayerUpdate(name, rewiring, topologies, carried, count, record.including(chosen))
+        return _LayerUpdate(name, rewiring, topologies, carried, pruned.numel(), record)
+
+    def _choose(self, name: str, layer: SparseLayer, stays: Tensor, count: int) -> tuple[Tensor, EverActive]:
+        """Ids to grow, sorted, and the ever-active record that includes them."""
+        ids, layout = layer.topology.block_ids(), layer.topology.layout
+        # Blocks may have been loaded into the layer since the last update.
+        record = self._progress.ever_active[name].to(ids.device).including(ids)
+        if count == 0:
+            return ids.new_empty(0), record
+        absent = AbsentBlocks(name, layout, ids[stays], record, self._seed(), self.generator)
+        chosen = checked_choice("grow", name, self._grow_rule(absent, count), count, layout.blocks)
+        if not absent.contains(chosen).all():
+            raise ValueError(f"grow: the rule chose blocks of {name} that are active")
+        return chosen, record.including(chosen)
 
     def _seed(self) -> int:
         return int(torch.randint(1 << 62, (), generator=self.generator, device=self.generator.device))
@@ -230,9 +236,8 @@ class Rewirer:
         ever_active, recent = dict(self._progress.ever_active), dict(self._progress.recent)
         for update in updates:
             ever_active[update.name] = update.ever_active
-            if self.protect:
-                grown = update.rewiring.topology.block_ids()[update.rewiring.grown]
-                recent[update.name] = (*recent[update.name], grown)[-self.protect :]
+            grown = update.rewiring.topology.block_ids()[update.rewiring.grown]
+            recent[update.name] = last((*recent[update.name], grown), self.protect)
         return Progress(iteration, ever_active, recent)
 
     # Layers
@@ -263,7 +268,7 @@ class Rewirer:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from :meth:`state_dict`. Nothing is changed unless all of it fits; else ``ValueError``."""
-        progress = Progress.from_state_dict(state, self._layers)
+        progress = Progress.from_state_dict(state, self._layers, self.protect)
         try:
             self.generator.set_state(state["generator"])
         except (KeyError, RuntimeError, TypeError) as error:

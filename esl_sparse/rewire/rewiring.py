@@ -24,24 +24,29 @@ class Rewiring:
     grown: Tensor
 
     @classmethod
-    def of(cls, topology: BlockTopology, ids: Tensor, stays: Tensor, chosen: Tensor) -> Rewiring:
+    def of(cls, topology: BlockTopology, stays: Tensor, chosen: Tensor) -> Rewiring:
         """Take away blocks and add others.
 
         Args:
-            topology: the present one. ids: its block ids.
-            stays: bool ``[nnzb]``. chosen: sorted ids that come; some may be those of blocks that do not
-                stay.
+            topology: the present one. stays: which of its blocks stay, bool ``[nnzb]``.
+            chosen: ids to add, sorted; some may be those of blocks that do not stay.
         """
-        new_ids, is_chosen = merge_sorted(ids[stays], chosen)
-        is_regrown = contains_sorted(ids, chosen)
-        source = torch.zeros_like(new_ids, dtype=torch.int32)
-        source[~is_chosen] = stays.nonzero().squeeze(1).int()
-        places = is_chosen.nonzero().squeeze(1)
-        source[places[is_regrown]] = torch.searchsorted(ids, chosen[is_regrown]).int()
-        return cls(BlockTopology.from_block_ids(new_ids, topology.layout), source, places[~is_regrown])
+        new_ids, source, grown = _move(topology.block_ids(), stays, chosen)
+        return cls(BlockTopology.from_block_ids(new_ids, topology.layout), source, grown)
 
     def carry(self, tensor: Tensor, fill: Tensor | float = 0.0) -> Tensor:
         """``tensor [nnzb, ...]`` in the new order; grown blocks hold ``fill``, a number or ``[1, ...]``."""
         moved = tensor.detach().index_select(0, self.source.to(tensor.device))
         moved[self.grown.to(tensor.device)] = torch.as_tensor(fill, dtype=moved.dtype, device=moved.device)
         return moved
+
+
+def _move(ids: Tensor, stays: Tensor, chosen: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The new sorted ids, and `source` and `grown` of :class:`Rewiring`."""
+    new_ids, is_chosen = merge_sorted(ids[stays], chosen)
+    is_regrown = contains_sorted(ids, chosen)
+    source = torch.zeros_like(new_ids, dtype=torch.int32)
+    source[~is_chosen] = stays.nonzero().squeeze(1).int()
+    places = is_chosen.nonzero().squeeze(1)
+    source[places[is_regrown]] = torch.searchsorted(ids, chosen[is_regrown]).int()
+    return new_ids, source, places[~is_regrown]

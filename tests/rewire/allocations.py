@@ -1,0 +1,40 @@
+from __future__ import annotations
+
+import weakref
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_iter
+
+
+def _storages(tree):
+    return [leaf.untyped_storage() for leaf in tree_iter(tree) if isinstance(leaf, torch.Tensor)]
+
+
+class Allocations(TorchDispatchMode):
+    """Bytes of the tensors made inside: the largest one, and the most that were alive together."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.largest = self.peak = self.live = 0
+        self._known: set[int] = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        before = {storage._cdata for storage in _storages((args, kwargs))}
+        out = func(*args, **(kwargs or {}))
+        for storage in _storages(out):
+            if storage._cdata not in before and storage._cdata not in self._known:
+                self._made(storage)
+        return out
+
+    def _made(self, storage: torch.UntypedStorage) -> None:
+        size, key = storage.nbytes(), storage._cdata
+        self._known.add(key)
+        self.live += size
+        self.largest = max(self.largest, size)
+        self.peak = max(self.peak, self.live)
+        weakref.finalize(storage, self._freed, key, size)
+
+    def _freed(self, key: int, size: int) -> None:
+        self._known.discard(key)
+        self.live -= size

@@ -1,0 +1,44 @@
+"""The rules on single weights in NumPy, written from their definitions; without esl_sparse."""
+
+import numpy as np
+
+_MASK = (1 << 64) - 1
+
+
+def tie_order(block_id, seed):
+    """splitmix64 of a block id as a signed 64-bit integer."""
+    z = (block_id + seed) * 0x9E3779B97F4A7C15 & _MASK
+    z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9 & _MASK
+    z = (z ^ (z >> 27)) * 0x94D049BB133111EB & _MASK
+    z ^= z >> 31
+    return z - (1 << 64) if z >> 63 else z
+
+
+def smallest(ids, score, count, seed):
+    """Ids of the ``count`` smallest scores; equal scores in the order of their hash."""
+    ranked = sorted(zip(score.astype(np.float32), (tie_order(int(i), seed) for i in ids), ids, strict=True))
+    return {int(i) for _, _, i in ranked[:count]}
+
+
+def magnitude(ids, weights, count, seed):
+    return smallest(ids, abs(weights), count, seed)
+
+
+def set_per_sign(ids, weights, count, seed):
+    """Zeros first; then from positives and negatives in proportion, by largest remainder."""
+    zeros, positive, negative = weights == 0, weights > 0, weights < 0
+    chosen = smallest(ids[zeros], weights[zeros], min(count, zeros.sum()), seed)
+    rest = count - len(chosen)
+    if rest:
+        share = rest * positive.sum() / (positive.sum() + negative.sum())
+        from_positive = int(np.floor(share + 0.5))
+        chosen |= smallest(ids[positive], weights[positive], from_positive, seed)
+        chosen |= smallest(ids[negative], -weights[negative], rest - from_positive, seed)
+    return chosen
+
+
+PRUNE = {"magnitude": magnitude, "set": set_per_sign}
+
+
+def absent(active, total):
+    return np.setdiff1d(np.arange(total), active)

@@ -1,0 +1,73 @@
+import pytest
+import torch
+from torch import nn
+
+import esl_sparse as esl
+
+
+def after_a_step(model):
+    optimizer = torch.optim.Adam(model.parameters())
+    for param in model.parameters():
+        param.grad = torch.randn_like(param)
+    optimizer.step()
+    return optimizer
+
+
+def sparse(density, block_size):
+    return nn.Sequential(esl.nn.SparseLinear(1024, 1024, density=density, block_size=block_size))
+
+
+@pytest.mark.parametrize("density", [0.5, 0.1, 0.05, 0.01])
+@pytest.mark.parametrize("block_size, limit", [(1, 1.8), (4, 1.1), ((4, 8), 1.1), (16, 1.1), (64, 1.1)])
+def test_weight_state_goes_with_density(density, block_size, limit):
+    """Values, index, gradient and Adam's state against the same of a dense layer."""
+    model = sparse(density, block_size)
+    memory = esl.memory_report(model, after_a_step(model)).sparse
+    assert memory.dense == 4 * 4 * 1024 * 1024 + 4  # Adam's step is a scalar
+    pointers = 2 * 4 * (1024 // model[0].block_size[0] + 1)
+    assert memory.index <= 12 * model[0].topology.nnzb + pointers
+    assert memory.total - pointers <= limit * model[0].density * memory.dense
+    if density >= 0.05:
+        assert memory.total <= limit * model[0].density * memory.dense
+
+
+def test_bytes_are_those_of_the_tensors():
+    model = nn.Sequential(
+        esl.nn.SparseLinear(30, 50, density=0.2, block_size=(2, 4)), nn.Linear(50, 3, bias=False)
+    )
+    fresh = esl.memory_report(model)
+    assert (fresh.sparse.gradients, fresh.sparse.optimizer, fresh.sparse.ever_active) == (0, 0, 0)
+    optimizer = after_a_step(model)
+    rewirer = esl.Rewirer(model, optimizer, t_end=10_000)
+    report = esl.memory_report(model, optimizer, rewirer)
+    blocks = round(0.2 * 25 * 8)
+    (layer,) = report.layers
+    assert (layer.name, layer.values, layer.gradients) == ("0", 4 * 8 * blocks, 4 * 8 * blocks)
+    assert layer.optimizer == 2 * 4 * 8 * blocks + 4
+    assert layer.index == 3 * 4 * blocks + 4 * (25 + 1) + 4 * (8 + 1)
+    assert layer.ever_active == 200 // 8  # a bitmap: ids would take 4 bytes each
+    assert layer.dense == 4 * 4 * 30 * 50 + 4
+    assert report.rest == 4 * 4 * (50 + 150) + 2 * 4
+    assert report.total == layer.total + report.rest
+    assert report.dense_total == layer.dense + report.rest
+
+
+def test_a_layer_without_blocks():
+    model = sparse(0.0, 4)
+    memory = esl.memory_report(model, after_a_step(model)).sparse
+    assert memory.dense == 4 * 4 * 1024 * 1024 + 4
+    assert memory.values == memory.gradients == 0
+
+
+def test_a_dense_model():
+    report = esl.memory_report(nn.Linear(3, 3))
+    assert report.total == report.dense_total == report.rest == 4 * 12
+    assert "48" in str(report)
+
+
+def test_report_is_a_table():
+    model = sparse(0.1, 4)
+    lines = str(esl.memory_report(model, after_a_step(model))).splitlines()
+    assert lines[0].split()[:3] == ["bytes", "values", "index"]
+    assert lines[1].split()[0] == "0" and lines[2].startswith("all sparse")
+    assert "10." in lines[3]
