@@ -82,7 +82,7 @@ def train(
 
 
 @cli.command()
-@click.option("--epochs", type=AT_LEAST_1, default=20, show_default=True, help="Epochs of each network.")
+@click.option("--epochs", type=AT_LEAST_1, default=15, show_default=True, help="Epochs of each network.")
 @click.option("--data", type=click.Choice(tuple(DATASETS)), default="mnist", show_default=True)
 @machine_options
 def demo(epochs: int, data: str, threads: int | None, data_dir: Path | None) -> None:
