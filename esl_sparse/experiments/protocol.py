@@ -174,7 +174,7 @@ def _markdown(base: TrainConfig, seeds: int, results: Sequence[RowResult]) -> st
         f"# {base.data}: test accuracy of the multi-spike network",
         "",
         f"784-{'-'.join(map(str, base.hidden))}-10 unless the row says otherwise, T = {base.T}, "
-        f"{base.epochs} epochs, batch {base.batch_size}, {base.optimizer}, {seeds} seeds. "
+        f"{base.epochs} epochs, batch {base.batch_size}, {base.optimizer}, seeds: {seeds}. "
         "Hidden layer sparse, readout dense. The epoch is picked on a 10 % validation split and tested once. "
         "Difference: paired by seed to dense, with its 95 % t-interval.",
         "",
