@@ -29,7 +29,7 @@ def run(f, inputs, cotangents):
 def check(x, v, tau, options, surrogate, width, tolerance=1e-5):
     """Compare spikes, last potential and the gradients of x, v and tau with autograd through the loop."""
     inputs = (x, v, torch.tensor(tau))
-    cotangents = (torch.randn(x.shape).to(x.dtype), torch.randn(v.shape).to(v.dtype))
+    cotangents = (torch.randn_like(x), torch.randn_like(v))
     named = isinstance(surrogate, str)
     derivative = partial(oracle.SURROGATES[surrogate], w=width) if named else surrogate
     actual = run(

@@ -81,12 +81,11 @@ SOME = [
 ]
 ALL = [
     Build(chip, kernel, operand, True, dtype, block, config)
-    for chip, (kernel, operand), dtype, block, config in itertools.product(
+    for chip, (kernel, operand), (dtype, config), block in itertools.product(
         CHIPS,
         [("grad_input", "float"), *itertools.product(("forward", "grad_values"), ("words", "float"))],
-        ("bf16", "fp32"),
+        [("fp32", 0), *(("bf16", config) for config in range(4))],
         ((16, 16), (128, 16), (128, 128)),
-        range(4),
     )
 ]
 
@@ -106,7 +105,7 @@ def compile_for(build: Build):
         "PANELS": build.panels,
         "X_PANELS": build.panels,
         "BIAS": True,
-        "PRECISION": "ieee",
+        "PRECISION": "ieee" if build.dtype == "fp32" else "tf32",
         **config.kwargs,
     }
     pointers = dict.fromkeys(("crow", "col", "ccol", "row_t", "offset_t"), "*i32")
@@ -118,7 +117,7 @@ def compile_for(build: Build):
     signature = {name: pointers.get(name, "fp32" if name == "scale" else "i32") for name in names}
     signature |= dict.fromkeys(constants, "constexpr")
     # What a launch says of torch's allocations and of common sizes; without it there would be no cp.async.
-    divisible = {*pointers, "rows", "cols", "samples", "B", "padded"}
+    divisible = {*pointers, "rows", "cols"}
     attributes = {(i,): [["tt.divisibility", 16]] for i, name in enumerate(names) if name in divisible}
     return triton.compile(
         ASTSource(fn=tuned.fn, signature=signature, constexprs=constants, attrs=attributes),
@@ -127,7 +126,8 @@ def compile_for(build: Build):
     )
 
 
-SPILLED = 32  # bytes of a thread's stack; less is a few scalars of the prologue, not the accumulator
+# Bytes of a thread's stack that are a few scalars, not the accumulator.
+STACK = {"bf16": 32, "fp16": 32, "fp32": 128}
 
 
 def stack_bytes(cubin: bytes, folder: Path) -> int:
@@ -160,4 +160,4 @@ def test_compiles_ahead_of_time(build, tmp_path):
         assert "mma" not in ptx, "TF32 without being asked for"
     else:
         assert chip.instruction in ptx
-    assert stack_bytes(compiled.asm["cubin"], tmp_path) < SPILLED
+    assert stack_bytes(compiled.asm["cubin"], tmp_path) <= STACK[build.dtype]

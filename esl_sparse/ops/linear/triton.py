@@ -25,8 +25,8 @@ def _on(device: torch.device):
     return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
-def _options(values: Tensor, topology: BlockTopology, lanes: Lanes) -> dict[str, Any]:
-    """What every kernel is told of the weight and the lanes. Only torch's switch turns float32 into TF32."""
+def _options(values: Tensor, topology: BlockTopology, lanes: Lanes, dtype: torch.dtype) -> dict[str, Any]:
+    """What every kernel is told: sizes, and whether products must be full float32 (torch's own switch)."""
     tf32 = torch.backends.cuda.matmul.fp32_precision == "tf32"
     return {
         "rows": topology.layout.rows,
@@ -37,7 +37,7 @@ def _options(values: Tensor, topology: BlockTopology, lanes: Lanes) -> dict[str,
         "groups": lanes.groups,
         "BM": values.shape[1],
         "BN": values.shape[2],
-        "PRECISION": "tf32" if tf32 else "ieee",
+        "PRECISION": "ieee" if dtype == torch.float32 and not tf32 else "tf32",
     }
 
 
@@ -70,7 +70,7 @@ def forward(
             PLANES=call.planes,
             PANELS=call.panels,
             BIAS=bias is not None,
-            **_options(values, topology, lanes),
+            **_options(values, topology, lanes, dtype),
         )
     return y
 
@@ -110,7 +110,7 @@ def _grad_input(grad, values, topology: BlockTopology, lanes: Lanes, panels: boo
             topology.block_offsets_t,
             PANELS=panels,
             X_PANELS=x_panels,
-            **_options(values, topology, lanes),
+            **_options(values, topology, lanes, grad.dtype),
         )
     return grad_x
 
@@ -134,6 +134,6 @@ def _grad_values(grad, x, values, topology: BlockTopology, lanes: Lanes, call) -
             scale=call.scale,
             PLANES=call.planes,
             PANELS=call.panels,
-            **_options(values, topology, lanes),
+            **_options(values, topology, lanes, grad.dtype),
         )
     return grad_values

@@ -14,6 +14,11 @@ import triton.language as tl
 from triton import Config
 
 
+def _affordable(configs: list[Config], arguments: dict, **options) -> list[Config]:
+    """Products in full float32 use no tensor cores but many registers: only small tiles do not spill."""
+    return configs[:1] if options["PRECISION"] == "ieee" else configs
+
+
 def _autotune(*configs: Config):
     """Tuned once per weight; the sizes that change from call to call (lanes, blocks) do not tune again.
 
@@ -24,8 +29,14 @@ def _autotune(*configs: Config):
     # The interpreter would time every configuration on the CPU.
     interpreted = os.environ.get("TRITON_INTERPRET") == "1"
     return triton.autotune(
-        list(configs[: 1 if interpreted else None]), key=["rows", "cols", "BM", "BN", "PANELS"]
+        list(configs[: 1 if interpreted else None]),
+        key=["rows", "cols", "BM", "BN", "PANELS", "PRECISION"],
+        prune_configs_by={"early_config_prune": _affordable},
     )
+
+
+# A last, smaller batch does not compile again.
+_jit = triton.jit(do_not_specialize=["samples", "B", "padded", "groups"])
 
 
 @triton.jit
@@ -64,7 +75,7 @@ def _levels(pointer, mask, plane_stride, PLANES: tl.constexpr, AXIS: tl.constexp
     Config({"LANES": 128, "DEPTH": 64}, num_warps=8, num_stages=3),
     Config({"LANES": 256, "DEPTH": 32}, num_warps=8, num_stages=4),
 )
-@triton.jit
+@_jit
 def forward(
     x,  # rows [samples, cols], or words int64 [PLANES, groups, cols]
     values,  # [nnzb, BM, BN]
@@ -133,7 +144,7 @@ def forward(
     Config({"LANES": 128, "DEPTH": 64}, num_warps=8, num_stages=3),
     Config({"LANES": 256, "DEPTH": 32}, num_warps=8, num_stages=3),
 )
-@triton.jit
+@_jit
 def grad_input(
     grad,  # rows [samples, rows] or panel [groups, rows, 64]
     values,  # [nnzb, BM, BN]
@@ -189,7 +200,7 @@ def grad_input(
     Config({"LANES": 64, "CHANNELS": 128}, num_warps=8, num_stages=3),
     Config({"LANES": 128, "CHANNELS": 128}, num_warps=8, num_stages=3),
 )
-@triton.jit
+@_jit
 def grad_values(
     grad,  # rows [samples, rows] or panel [groups, rows, 64]
     x,  # rows [samples, cols], or words int64 [PLANES, groups, cols]
