@@ -24,13 +24,14 @@ class Lanes(NamedTuple):
         return -(-self.B // 8) * 8
 
     @property
-    def count(self) -> int:
+    def total(self) -> int:
+        """Lanes, padding included."""
         return self.T * self.padded
 
     @property
     def groups(self) -> int:
         """Words per pixel and channel."""
-        return -(-self.count // LANES)
+        return -(-self.total // LANES)
 
 
 @dataclass

@@ -18,7 +18,7 @@ def test_lanes(T, B):
     lanes = Lanes(T, B)
     assert lanes.padded % 8 == 0
     assert B <= lanes.padded < B + 8
-    assert (lanes.count, lanes.groups) == (oracle.lane_count(T, B), oracle.groups(T, B))
+    assert (lanes.total, lanes.groups) == (oracle.lane_count(T, B), oracle.groups(T, B))
 
 
 @pytest.mark.parametrize("shape", [(2, 3, 5), (2, 3, 5, 4, 6)])

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -113,8 +114,8 @@ class SparseLinear(nn.Module):
     @property
     def topology(self) -> BlockTopology:
         """View over this layer's index buffers; never stale, nothing copied."""
-        buffers = self._buffers
-        return BlockTopology(self._layout, *[buffers[name] for name in _INDEX])
+        index: dict[str, Any] = self._buffers
+        return BlockTopology(self._layout, *[index[name] for name in _INDEX])
 
     @property
     def nnz(self) -> int:
@@ -281,7 +282,7 @@ class SparseLinear(nn.Module):
             BlockTopology.from_block_ids(ids, layout), module.bias is not None, weight.device, weight.dtype
         )
         layer.values.copy_(layer.topology.gather_dense(weight))
-        if module.bias is not None:
+        if layer.bias is not None:
             layer.bias.copy_(module.bias)
         return layer
 
@@ -308,7 +309,7 @@ class SparseLinear(nn.Module):
     ) -> SparseLinear:
         """A layer with the blocks of a ``torch.sparse_bsr`` weight (copied, validated).
 
-        ``in_features`` and ``out_features`` undo the padding of :meth:`to_torch_bsr`; they default to the weight's size.
+        ``in_features`` and ``out_features`` undo the padding of :meth:`to_torch_bsr`; by default the weight's size.
         """
         if weight.layout != torch.sparse_bsr or weight.dim() != 2:
             raise TypeError(
@@ -346,7 +347,7 @@ class SparseLinear(nn.Module):
         )
         layer._build(topology, bias is not None, values.device, values.dtype)
         layer.values.copy_(values)
-        if bias is not None:
+        if layer.bias is not None and bias is not None:
             layer.bias.copy_(bias)
         return layer
 

@@ -7,7 +7,6 @@ from them, step for step as in forward.
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 
 import torch
 from torch import Tensor
@@ -33,10 +32,10 @@ def _backward(grad_s, grad_v, x, v, tau, v_threshold, v_reset, surrogate, width,
         return native.backward(
             grad_s, grad_v, x, v, tau, v_threshold, v_reset, surrogate, width, detach_reset, need_tau
         )
-    derivative = partial(SURROGATES[surrogate], width=width)
+    named = SURROGATES[surrogate]
     grad_v = torch.zeros_like(v) if grad_v is None else grad_v
     grad_x, grad_first, grad_tau = reference.backward(
-        grad_s, grad_v, x, v, tau, v_threshold, v_reset, derivative, detach_reset
+        grad_s, grad_v, x, v, tau, v_threshold, v_reset, lambda d: named(d, width), detach_reset
     )
     return grad_x, grad_first, grad_tau if need_tau else empty(tau)
 

@@ -36,7 +36,7 @@ class Call(NamedTuple):
     panels: bool
 
 
-def _topology(call: Call, values: Tensor, index: list[Tensor]) -> BlockTopology:
+def _topology(call: Call, values: Tensor, index: tuple[Tensor, ...]) -> BlockTopology:
     return BlockTopology(BlockLayout(call.rows, call.cols, values.shape[1], values.shape[2]), *index)
 
 
@@ -55,7 +55,7 @@ def _forward(x, values, bias, crow, col, ccol, row_t, offset_t, rows, cols, T, B
         words = pack_reference.pack(x.view(T, B, cols), planes, scale)
         if words is None:
             raise broken_promise(planes, scale)
-    topology = _topology(call, values, [crow, col, ccol, row_t, offset_t])
+    topology = _topology(call, values, (crow, col, ccol, row_t, offset_t))
     if backend == "triton":
         y = triton.forward(words if planes else x, values, bias, topology, call, dtype)
     else:

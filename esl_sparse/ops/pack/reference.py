@@ -17,7 +17,7 @@ def to_panels(x: Tensor) -> Tensor:
     padded = x.new_zeros(T, lanes.padded, C, H, W)
     padded[:, :B] = x
     full = x.new_zeros(lanes.groups * LANES, C, H, W)
-    full[: lanes.count] = padded.flatten(0, 1)
+    full[: lanes.total] = padded.flatten(0, 1)
     return full.view(lanes.groups, LANES, C, H, W).permute(0, 3, 4, 2, 1).contiguous()
 
 
@@ -25,7 +25,7 @@ def from_panels(panels: Tensor, T: int, B: int) -> Tensor:
     """Panels to ``[T, B, C]`` (H = W = 1) or ``[T, B, C, H, W]``; padding lanes are dropped."""
     G, H, W, C, _ = panels.shape
     lanes = Lanes(T, B)
-    full = panels.permute(0, 4, 3, 1, 2).reshape(G * LANES, C, H, W)[: lanes.count]
+    full = panels.permute(0, 4, 3, 1, 2).reshape(G * LANES, C, H, W)[: lanes.total]
     x = full.reshape(T, lanes.padded, C, H, W)[:, :B]
     return (x.flatten(2) if H == W == 1 else x).contiguous()
 
