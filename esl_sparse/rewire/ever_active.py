@@ -10,7 +10,7 @@ from torch import Tensor
 from ..topology import random_absent_ids
 from .select import contains_sorted, merge_sorted
 
-_CHUNK = 1 << 16  # bytes of the bitmap looked at together
+_CHUNK = 1 << 17  # bytes of the bitmap looked at together
 
 
 @dataclass(frozen=True)
@@ -81,17 +81,15 @@ class EverActive:
         )
         count_clear, position_of_clear = (table.to(ranks.device) for table in _clear_bits())
         found = []
-        passed = 0  # never-active places before this chunk
+        end = 0  # never-active places up to this chunk's end
         for i, chunk in enumerate(self.data.split(_CHUNK)):
-            chunk = chunk.long()
-            up_to = count_clear[chunk].cumsum(0) + passed  # never-active places up to each byte's end
-            low, high = torch.searchsorted(
-                ranks, up_to[[0, -1]].new_tensor([passed, int(up_to[-1])])
-            ).tolist()
+            chunk = chunk.int()
+            up_to = count_clear[chunk].cumsum(0) + end  # likewise up to each byte's end
+            start, end = end, int(up_to[-1])
+            low, high = torch.searchsorted(ranks, ranks.new_tensor([start, end])).tolist()
             byte = torch.searchsorted(up_to, ranks[low:high], right=True)
             rank = ranks[low:high] - up_to[byte] + count_clear[chunk[byte]]
             found.append((i * _CHUNK + byte) * 8 + position_of_clear[chunk[byte], rank])
-            passed = int(up_to[-1])
         return torch.cat(found)
 
     def state_dict(self) -> dict[str, Any]:

@@ -36,7 +36,7 @@ class Journal:
             self.note(lambda: tensor.copy_(before))
             tensor.copy_(new)
 
-    def set(self, owner: object, name: str, new: Any) -> None:
+    def assign(self, owner: object, name: str, new: Any) -> None:
         """Set an attribute."""
         before = getattr(owner, name)
         self.note(lambda: setattr(owner, name, before))

@@ -148,7 +148,7 @@ class Rewirer:
             progress = self._progress_after(iteration, updates)
             for update in updates:
                 update.write(journal)
-            journal.set(self, "_progress", progress)
+            journal.assign(self, "_progress", progress)
         return report
 
     # Plan: everything is chosen and checked before anything is written

@@ -43,7 +43,7 @@ def smallest(score: Tensor, ids: Tensor, count: int, seed: int) -> Tensor:
         raise ValueError(f"score: {int(score.isnan().sum())} of {n} are NaN")
     if count == 0:
         return ids.new_empty(0)
-    bound = score.kthvalue(count).values
+    bound = score.topk(count, largest=False, sorted=False).values.max()
     below = (score < bound).nonzero().squeeze(1)
     tied = (score == bound).nonzero().squeeze(1)
     order = splitmix64(ids[tied], seed).topk(count - below.numel(), largest=False, sorted=False).indices
