@@ -117,7 +117,7 @@ class Rewirer:
         self.generator = generator
         self._progress = Progress.start(self._layers)
         for name, layer in self._trained_layers().items():
-            self._carried(name, layer)  # can all of it follow? Say so now
+            self._carried(name, layer, self._copies(name, layer))  # can all of it follow? Say so now
 
     @property
     def iteration(self) -> int:
@@ -194,8 +194,9 @@ class Rewirer:
         stays[pruned] = False
         chosen, record = self._choose(name, layer, stays, pruned.numel())
         rewiring = Rewiring.of(layer.topology, stays, chosen)
-        topologies = [layer.topology, *(copy.topology for copy in self._copies(name, layer))]
-        carried = self._carried(name, layer)
+        copies = self._copies(name, layer)
+        topologies = [layer.topology, *(copy.topology for copy in copies)]
+        carried = self._carried(name, layer, copies)
         return _LayerUpdate(name, rewiring, topologies, carried, pruned.numel(), record)
 
     def _choose(self, name: str, layer: SparseLayer, stays: Tensor, count: int) -> tuple[Tensor, EverActive]:
@@ -214,12 +215,14 @@ class Rewirer:
     def _seed(self) -> int:
         return int(torch.randint(1 << 62, (), generator=self.generator, device=self.generator.device))
 
-    def _carried(self, name: str, layer: SparseLayer) -> list[tuple[Tensor, Tensor | float]]:
+    def _carried(
+        self, name: str, layer: SparseLayer, copies: list[SparseLayer]
+    ) -> list[tuple[Tensor, Tensor | float]]:
         """Tensors ``[nnzb, ...]`` that go with a layer's blocks, and what a grown block gets of each."""
         carried: list[tuple[Tensor, Tensor | float]] = [(layer.values, 0.0)]
         if layer.values.grad is not None:
             carried.append((layer.values.grad, 0.0))
-        carried.extend((copy.values, 0.0) for copy in self._copies(name, layer))
+        carried.extend((copy.values, 0.0) for copy in copies)
         carried.extend(slots(self.optimizer, self._group(name, layer), layer.values))
         return carried
 
@@ -280,4 +283,4 @@ def _check_finite(name: str, layer: SparseLayer) -> None:
     values, _ = inside(layer)
     if values.numel() and not all(end.isfinite() for end in values.aminmax()):
         bad = int((~values.isfinite()).sum())
-        raise ValueError(f"{name}: {bad} of {values.numel()} weights are NaN or infinite")
+        raise ValueError(f"{name}: {bad} of {layer.topology.nnz} weights are NaN or infinite")
