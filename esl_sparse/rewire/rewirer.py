@@ -70,7 +70,8 @@ class Rewirer:
             skipped.
         optimizer: any ``torch.optim`` optimiser whose state holds one slot a weight; it holds the layers'
             values.
-        prune: name in ``esl.PRUNE_RULES`` or a function. grow: name in ``esl.GROW_RULES`` or a function.
+        prune: name in ``esl.PRUNE_RULES`` or a function; by default SET's rule.
+        grow: name in ``esl.GROW_RULES`` or a function; by default ``"random"``, which needs no gradients.
         alpha: fraction of the blocks rewired at first. interval: iterations between updates (paper: T_iter).
         t_end: the last iteration at which connections may change (paper: T_end).
         schedule: how the fraction falls: ``"cosine"`` (paper Eq. 2), ``"linear"``, ``"exponential"``,
