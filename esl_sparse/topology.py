@@ -104,8 +104,8 @@ def transpose_index(crow_indices: Tensor, col_indices: Tensor, col_blocks: int) 
     order = torch.sort(col_indices, stable=True).indices
     ccol = torch.zeros(col_blocks + 1, dtype=torch.int64, device=col_indices.device)
     ccol[1:] = torch.bincount(col_indices, minlength=col_blocks).cumsum(0)
-    rows_t = row_indices(crow_indices, nnzb)[order]
-    return TransposedIndex(ccol.int(), rows_t.int(), order.int())
+    rows_t = row_indices(crow_indices, nnzb).int()[order]
+    return TransposedIndex(ccol.int(), rows_t, order.int())
 
 
 def index_from_block_ids(block_ids: Tensor, layout: BlockLayout) -> tuple[Tensor, Tensor]:
