@@ -197,7 +197,8 @@ class SparseLinear(nn.Module):
                 y = linear(x, values, bias, topology, *kind)
             except BrokenInputPromise:
                 continue
-            self._kind = kind
+            if kind is not self._kind:
+                self._kind = kind
             return y
         found = detect(x)
         if found is None:
