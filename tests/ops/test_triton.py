@@ -18,7 +18,7 @@ if os.environ.get("TRITON_INTERPRET") == "1":
 @pytest.mark.parametrize(
     "selection",
     [
-        "test_agrees and (16x16-two-steps or float32 and (binary-panels or float-rows))",
+        "test_agrees and (16x16-two-steps or float32 and (binary-panels or float-rows)) or test_nan",
         pytest.param("not threads", marks=pytest.mark.slow),
     ],
     ids=["some", "all"],
@@ -39,7 +39,7 @@ def test_interpreted(selection):
 
 
 def test_triton_is_imported_at_the_first_launch():
-    code = "import sys, esl_sparse; sys.exit('esl_sparse.ops.linear.triton_kernels' in sys.modules)"
+    code = "import sys, esl_sparse; sys.exit('triton' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
@@ -122,7 +122,11 @@ def compile_for(build: Build):
     return triton.compile(
         ASTSource(fn=tuned.fn, signature=signature, constexprs=constants, attrs=attributes),
         target=GPUTarget("cuda", CHIPS[build.chip].capability, 32),
-        options={"num_warps": config.num_warps, "num_stages": config.num_stages},
+        options={
+            "num_warps": config.num_warps,
+            "num_stages": config.num_stages,
+            "enable_fp_fusion": True,
+        },
     )
 
 
@@ -141,9 +145,17 @@ def stack_bytes(cubin: bytes, folder: Path) -> int:
     return int(re.search(r"STACK:(\d+)", usage)[1])
 
 
+SPILLS = pytest.mark.xfail(reason="ptxas spills full float32 products of 128 rows here, as on no other chip")
+
+
+def marks(build: Build):
+    spills = build[:2] == ("sm_80", "grad_values") and build.dtype == "fp32" and build.block[0] == 128
+    return [pytest.mark.slow, SPILLS] if spills else [pytest.mark.slow]
+
+
 @pytest.mark.parametrize(
     "build",
-    [*SOME, *(pytest.param(build, marks=pytest.mark.slow) for build in ALL if build not in SOME)],
+    [*SOME, *(pytest.param(build, marks=marks(build)) for build in ALL if build not in SOME)],
     ids=lambda build: "-".join(map(str, build)),
 )
 def test_compiles_ahead_of_time(build, tmp_path):

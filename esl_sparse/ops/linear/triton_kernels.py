@@ -40,18 +40,20 @@ _jit = triton.jit(do_not_specialize=["samples", "B", "padded", "groups"])
 
 
 @triton.jit
-def _tile(pointer, lane, channel, C, samples, B, padded, PANELS: tl.constexpr):
-    """Pointers and mask of ``[lane, channel]``, of rows ``[samples, C]`` or of a panel ``[G, C, 64]``.
+def _tile(pointer, lane, channel, C, samples, B, padded, groups, PANELS: tl.constexpr):
+    """Pointers and mask of ``[lane, channel]``, of rows ``[samples, C]`` or of a panel ``[groups, C, 64]``.
 
-    Lane ``t * padded + b`` is row ``t * B + b``; the mask leaves padding lanes out.
+    Lane ``t * padded + b`` is row ``t * B + b``. Rows leave padding lanes out; panels hold them, as zeros in
+    gradients, so that lanes are loaded in long pieces there.
     """
-    b = lane % padded
-    row = lane // padded * B + b
     if PANELS:
         start, step = lane.to(tl.int64) // 64 * C * 64 + lane % 64, 64
+        present = lane // 64 < groups
     else:
+        b = lane % padded
+        row = lane // padded * B + b
         start, step = row.to(tl.int64) * C, 1
-    present = (b < B) & (row < samples)
+        present = (b < B) & (row < samples)
     return pointer + start[:, None] + channel[None, :] * step, present[:, None] & (channel < C)[None, :]
 
 
@@ -126,15 +128,13 @@ def forward(
             levels = _levels(words, mask, groups.to(tl.int64) * cols, PLANES, 1)
             a = tl.reshape(levels, (LANES, K)).to(y.dtype.element_ty)
         else:
-            pointer, mask = _tile(x, lane, channel, cols, samples, B, padded, False)
+            pointer, mask = _tile(x, lane, channel, cols, samples, B, padded, groups, False)
             a = tl.load(pointer, mask=mask, other=0.0)
         total = tl.dot(a, w.to(a.dtype), total, input_precision=PRECISION)
     total *= scale
     if BIAS:
         total += tl.load(bias + row, mask=row < rows, other=0.0).to(tl.float32)[None, :]
-    pointer, mask = _tile(y, lane, row, rows, samples, B, padded, PANELS)
-    if PANELS:
-        mask = (lane < groups * 64)[:, None] & (row < rows)[None, :]
+    pointer, mask = _tile(y, lane, row, rows, samples, B, padded, groups, PANELS)
     tl.store(pointer, total, mask=mask)
 
 
@@ -185,12 +185,10 @@ def grad_input(
             mask=(row < rows)[:, None] & (channel < cols)[None, :],
             other=0.0,
         )
-        pointer, mask = _tile(grad, lane, row, rows, samples, B, padded, PANELS)
+        pointer, mask = _tile(grad, lane, row, rows, samples, B, padded, groups, PANELS)
         g = tl.load(pointer, mask=mask, other=0.0)
         total = tl.dot(g, w.to(g.dtype), total, input_precision=PRECISION)
-    pointer, mask = _tile(grad_x, lane, channel, cols, samples, B, padded, X_PANELS)
-    if X_PANELS:  # padding lanes are stored too: they are zero
-        mask = (lane < groups * 64)[:, None] & (channel < cols)[None, :]
+    pointer, mask = _tile(grad_x, lane, channel, cols, samples, B, padded, groups, X_PANELS)
     tl.store(pointer, total, mask=mask)
 
 
@@ -237,11 +235,12 @@ def grad_values(
         p = begin + m // BN
         inside = m % BN
         channel = tl.load(col + p, mask=m < count, other=0) * BN + inside
+        channel = tl.max_contiguous(tl.multiple_of(channel, BN), BN)
         valid = (m < count) & (channel < cols)
         total = tl.zeros((M, BM), tl.float32)
         for tile in range(0, tl.cdiv(groups, GROUPS)):
             lane = tile * LANES + tl.arange(0, LANES)
-            pointer, mask = _tile(grad, lane, row, rows, samples, B, padded, PANELS)
+            pointer, mask = _tile(grad, lane, row, rows, samples, B, padded, groups, PANELS)
             g = tl.load(pointer, mask=mask, other=0.0)
             if PLANES:
                 group = (tile * GROUPS + tl.arange(0, GROUPS)).to(tl.int64)
@@ -250,7 +249,7 @@ def grad_values(
                 levels = _levels(words, mask, groups.to(tl.int64) * cols, PLANES, 2)
                 a = tl.reshape(levels, (M, LANES)).to(g.dtype)
             else:
-                pointer, mask = _tile(x, lane, channel, cols, samples, B, padded, False)
+                pointer, mask = _tile(x, lane, channel, cols, samples, B, padded, groups, False)
                 a = tl.trans(tl.load(pointer, mask=mask & valid[None, :], other=0.0))
             total = tl.dot(a, g, total, input_precision=PRECISION)
         # An overhang has no gradient, whatever the product says (a masked zero times NaN).
