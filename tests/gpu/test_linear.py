@@ -10,9 +10,8 @@ from ..ops.test_linear import VARIANTS
 
 pytestmark = pytest.mark.gpu
 
-LARGE = [
-    name for name, case in CASES.items() if min(case.block) >= 16
-]  # Triton's; the reference takes the others
+# Blocks that Triton takes; the reference takes the others.
+LARGE = [name for name, case in CASES.items() if min(case.block) >= 16]
 
 
 @pytest.mark.parametrize(
