@@ -1,8 +1,8 @@
 """Reused scratch memory.
 
 A fresh large tensor costs more in page faults than the kernel that fills it (a 151 MB panel: 40 ms against 5), so
-kernels borrow scratch here instead. Buffers are kept by power-of-two size and handed out again; what is borrowed is
-uninitialised. CPU only: GPUs have torch's caching allocator.
+kernels borrow scratch here instead. Buffers are kept by size class (at most an eighth larger than asked for) and handed
+out again; what is borrowed is uninitialised. CPU only: GPUs have torch's caching allocator.
 """
 
 from __future__ import annotations
@@ -17,8 +17,14 @@ from torch import Tensor
 _SMALLEST = 1 << 12
 
 
+def _size_class(nbytes: int) -> int:
+    """Eight classes for each power of two."""
+    step = max(_SMALLEST, 1 << max(nbytes.bit_length() - 4, 0))
+    return max(-(-nbytes // step), 1) * step
+
+
 class Arena:
-    """A free list of byte buffers by power-of-two size. Thread-safe: autograd runs backward in its own threads."""
+    """A free list of byte buffers by size class. Thread-safe: autograd runs backward in its own threads."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -51,7 +57,7 @@ class Arena:
         return freed
 
     def _take(self, nbytes: int) -> Tensor:
-        size = max(_SMALLEST, 1 << max(nbytes - 1, 0).bit_length())
+        size = _size_class(nbytes)
         with self._lock:
             free = self._free[size]
             if free:

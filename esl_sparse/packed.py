@@ -31,7 +31,7 @@ class Lanes(NamedTuple):
     @property
     def groups(self) -> int:
         """Words per pixel and channel."""
-        return -(-self.total // LANES)
+        return -(-self.T * (-(-self.B // 8) * 8) // LANES)
 
 
 @dataclass

@@ -38,18 +38,19 @@ inline float exp_negative(float z) {
 }
 
 template <Surrogate kind>
-inline float derivative(float d, float width) {
+inline float derivative(float d, float width,
+                        float inverse) {  // inverse = 1 / width: divisions would be the bottleneck
   const float away = d < 0.f ? -d : d;
   if constexpr (kind == Surrogate::triangle) {
-    const float h = 1.f - away / width;
-    return (h < 0.f ? 0.f : h) / width;
+    const float h = 1.f - away * inverse;
+    return (h < 0.f ? 0.f : h) * inverse;
   } else if constexpr (kind == Surrogate::rectangle) {
-    return (away < width * 0.5f ? 1.f : 0.f) / width;
+    return away < width * 0.5f ? inverse : 0.f;
   } else if constexpr (kind == Surrogate::sigmoid) {
-    const float e = exp_negative(-4.f * away / width);
-    return 4.f / width * (e / ((1.f + e) * (1.f + e)));
+    const float e = exp_negative(-4.f * inverse * away);
+    return 4.f * inverse * (e / ((1.f + e) * (1.f + e)));
   } else {
-    const float z = 3.14159265358979f * d / width;
+    const float z = 3.14159265358979f * inverse * d;
     return 1.f / (width * (1.f + z * z));
   }
 }
@@ -60,13 +61,18 @@ inline float reset(float u, bool spike, const LifNeuron& n) {
   return u - (spike ? n.v_threshold : 0.f);
 }
 
+// Potentials of one piece before the first step.
+inline void start(float* out, const float* v, int64_t stride, int64_t first, int64_t count) {
+  for (int64_t i = 0; i < count; ++i) out[i] = stride ? v[first + i] : *v;
+}
+
 template <bool Hard>
 void forward(const LifForward& p) {
   const LifNeuron n = p.neuron;
   parallel_for(0, pieces(p.M), useful_threads(p.T * p.M, p.threads), [&](int64_t piece) {
     const int64_t first = piece * kPiece, count = min(kPiece, p.M - first);
     float v[kPiece];
-    std::memcpy(v, p.v + first, static_cast<size_t>(count) * 4);
+    start(v, p.v, p.v_stride, first, count);
     for (int64_t t = 0; t < p.T; ++t) {
       const float* __restrict x = p.x + t * p.x_stride + first;
       float* __restrict s = p.spikes + t * p.M + first;
@@ -77,14 +83,14 @@ void forward(const LifForward& p) {
         v[i] = reset<Hard>(u, spike, n);
       }
     }
-    std::memcpy(p.v_last + first, v, static_cast<size_t>(count) * 4);
+    if (p.v_last) std::memcpy(p.v_last + first, v, static_cast<size_t>(count) * 4);
   });
 }
 
 template <Surrogate kind, bool Hard, bool Detach>
 void backward(const LifBackward& p) {
   const LifNeuron n = p.neuron;
-  const float width = p.width;
+  const float width = p.width, inverse = 1.f / width;
   const int threads = useful_threads(p.T * p.M, p.threads);
   float* const sums = p.scratch + int64_t{p.threads} * (p.T + 1) * kPiece;  // of grad_tau, one a piece
   parallel_for(0, threads, threads, [&](int64_t thread) {
@@ -92,7 +98,8 @@ void backward(const LifBackward& p) {
     float* const grad_v = potentials + p.T * kPiece;
     for (int64_t piece = pieces(p.M) * thread / threads; piece < pieces(p.M) * (thread + 1) / threads; ++piece) {
       const int64_t first = piece * kPiece, count = min(kPiece, p.M - first);
-      const float* const v0 = p.v + first;
+      float v0[kPiece];
+      start(v0, p.v, p.v_stride, first, count);
       for (int64_t t = 0; t < p.T; ++t) {
         const float* __restrict x = p.x + t * p.x_stride + first;
         const float* before = potentials + (t - 1) * kPiece;
@@ -118,7 +125,7 @@ void backward(const LifBackward& p) {
           const float dv_ds = Hard ? n.v_reset - u[i] : -n.v_threshold;
           const float grad_spike = Detach ? grad_s[i] : grad_s[i] + gv[i] * dv_ds;
           const float through = Hard && spike ? 0.f : gv[i];
-          const float grad_u = grad_spike * derivative<kind>(u[i] - n.v_threshold, width) + through;
+          const float grad_u = grad_spike * derivative<kind>(u[i] - n.v_threshold, width, inverse) + through;
           grad_x[i] = grad_u;
           gv[i] = n.tau * grad_u;
         }
@@ -128,7 +135,7 @@ void backward(const LifBackward& p) {
         for (int64_t i = 0; i < count; ++i)
           tau_sum += grad_x[i] * (t == 0 ? v0[i] : reset<Hard>(before[i], before[i] > n.v_threshold, n));
       }
-      std::memcpy(p.grad_v + first, grad_v, static_cast<size_t>(count) * 4);
+      if (p.grad_v) std::memcpy(p.grad_v + first, grad_v, static_cast<size_t>(count) * 4);
       if (p.grad_tau) sums[piece] = tau_sum;
     }
   });

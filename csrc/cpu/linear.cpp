@@ -440,38 +440,65 @@ struct Source {
   }
 };
 
-// Blocks of 1 x 1 from a float panel: every weight reads another 256 bytes, so sources go by pieces that stay in L1 and
-// the outputs pass through instead. out [outs, 64]; cursor [outs]: how far each output's list has been read.
-constexpr int64_t kPiece = 96;  // sources: 24 KB
+// A panel that is too large for the cache is read in pieces of its channels, and the outputs pass through instead.
+// Blocks of 1 x 1 read another 256 bytes with every weight, so theirs is L1; larger ones find L2 fast enough.
+int64_t piece_size(const Side& s) {
+  if (s.block_size == 1) return s.sources > 192 ? 96 : s.sources;  // 24 KB
+  return s.sources > 2048 ? 1024 : s.sources;                      // 256 KB
+}
+bool in_pieces(const Side& s) { return piece_size(s) < s.sources; }
 
-void multiply_scattered(const Side& s, const float* panel, const float* bias, float* out, int32_t* cursor) {
-  for (int64_t o = 0; o < s.outs; ++o) {
-    cursor[o] = s.ptr[o];
-    const f32x16 b = set1(bias ? bias[o] : 0.f);
-    for (int j = 0; j < 4; ++j) store(out + o * kWord + j * 16, b);
+// Blocks [p, end) of one output block, all 64 lanes; out: the block's first row.
+void multiply_range(const Side& s, int64_t p, int64_t end, int64_t n, const float* panel, float* out) {
+  if (s.block_size == 1) {
+    f32x16 acc[4];
+    for (int j = 0; j < 4; ++j) acc[j] = load(out + j * 16);
+    for (; p < end; ++p) {
+      const f32x16 weight = set1(*s.weights(p));
+      const float* x = panel + s.block[p] * kWord;
+      for (int j = 0; j < 4; ++j) acc[j] = fmadd(load(x + j * 16), weight, acc[j]);
+    }
+    for (int j = 0; j < 4; ++j) store(out + j * 16, acc[j]);
+    return;
   }
-  for (int64_t end = kPiece; end < s.sources + kPiece; end += kPiece)
-    for (int64_t o = 0; o < s.outs; ++o) {
-      int64_t p = cursor[o];
-      const int64_t last = s.ptr[o + 1];
-      if (p == last || s.block[p] >= end) continue;
-      float* const tile = out + o * kWord;
-      f32x16 acc[4];
-      for (int j = 0; j < 4; ++j) acc[j] = load(tile + j * 16);
-      do {
-        const f32x16 weight = set1(*s.weights(p));
-        const float* x = panel + s.block[p] * kWord;
-        for (int j = 0; j < 4; ++j) acc[j] = fmadd(load(x + j * 16), weight, acc[j]);
-      } while (++p < last && s.block[p] < end);
-      for (int j = 0; j < 4; ++j) store(tile + j * 16, acc[j]);
-      cursor[o] = static_cast<int32_t>(p);
+  Side part = s;  // a weight whose only output block has these blocks
+  const int32_t range[2] = {static_cast<int32_t>(p), static_cast<int32_t>(end)};
+  part.ptr = range;
+  const int64_t tm = min(4, s.bo);
+  for (int64_t o = 0; o < n; o += tm)
+    for (int q = 0; q < 4; q += kTileVectors) {
+      float* tile = out + o * kWord;
+      if (tm == 4)
+        FloatTile::run<4, kTileVectors>(part, 0, o, panel, q, tile);
+      else if (tm == 2)
+        FloatTile::run<2, kTileVectors>(part, 0, o, panel, q, tile);
+      else
+        FloatTile::run<1, kTileVectors>(part, 0, o, panel, q, tile);
     }
 }
 
-bool scattered(const Side& s) { return s.block_size == 1 && s.sources > 2 * kPiece; }
+// out [outs + 3, 64]: tiles of 4 may overhang. cursor: how far each output block's list has been read.
+void multiply_in_pieces(const Side& s, const float* panel, const float* bias, float* out, int32_t* cursor) {
+  for (int64_t o = 0; o < s.outs; ++o) {
+    const f32x16 b = set1(bias ? bias[o] : 0.f);
+    for (int j = 0; j < 4; ++j) store(out + o * kWord + j * 16, b);
+  }
+  const int64_t blocks = ceil_div(s.outs, s.bo), piece = piece_size(s);
+  for (int64_t ob = 0; ob < blocks; ++ob) cursor[ob] = s.ptr[ob];
+  for (int64_t end = piece; end < s.sources + piece; end += piece)
+    for (int64_t ob = 0; ob < blocks; ++ob) {
+      const int32_t p = cursor[ob];
+      int32_t q = p;
+      while (q < s.ptr[ob + 1] && s.block[q] * s.bs < end) ++q;
+      if (q > p) multiply_range(s, p, q, min(s.bo, s.outs - ob * s.bo), panel, out + ob * s.bo * kWord);
+      cursor[ob] = q;
+    }
+}
 
 // Bytes per thread that multiply() needs beside the panels.
-int64_t multiply_bytes(const Side& s) { return scattered(s) ? align64(s.outs * kWord * 4) + align64(s.outs * 4) : 0; }
+int64_t multiply_bytes(const Side& s) {
+  return in_pieces(s) ? align64((s.outs + 3) * kWord * 4) + align64(ceil_div(s.outs, s.bo) * 4) : 0;
+}
 
 // out = sum over blocks of w * source, from float panels. Groups go to threads in contiguous shares, so that a panel
 // made by a thread is multiplied by it while in L2; fewer groups than threads are cut by strips instead. `panels`
@@ -500,9 +527,9 @@ void multiply(const Side& s, const Source& source, const float* bias, const Acti
           source.make(g, made);
           panel = made;
         }
-        if (scattered(s)) {
+        if (in_pieces(s)) {
           float* const out = reinterpret_cast<float*>(own + t * multiply_bytes(s));
-          multiply_scattered(s, panel, bias, out, reinterpret_cast<int32_t*>(out + s.outs * kWord));
+          multiply_in_pieces(s, panel, bias, out, reinterpret_cast<int32_t*>(out + (s.outs + 3) * kWord));
           const LaneRows lanes(source.lanes, g);
           for (int64_t o = 0; o < s.outs; o += kStrip)
             emit(out + o * kWord, kWord, y, s.outs, lanes, g, o, static_cast<int>(min(kStrip, s.outs - o)),

@@ -92,6 +92,7 @@ class LIF(nn.Module):
             self.surrogate,
             self.width,
             self.detach_reset,
+            want_v=single or return_v,
         )
         if single:
             self.v = last

@@ -30,8 +30,8 @@ void check(int64_t T, int64_t M, Surrogate kind, bool hard, bool detach) {
   for (float& value : x) value *= 2.5f;
   std::vector<float> spikes = poison(T * M), v_last = poison(M), grad_x = poison(T * M), grad_v = poison(M);
   double grad_tau = 0;
-  ESL_DISPATCH(lif_forward, (LifForward{neuron, T, M, x.data(), M, v.data(), spikes.data(), v_last.data(), 2}));
-  LifBackward b{neuron,      kind,        width,         detach,        T,         M,       x.data(), M, v.data(),
+  ESL_DISPATCH(lif_forward, (LifForward{neuron, T, M, x.data(), M, v.data(), 1, spikes.data(), v_last.data(), 2}));
+  LifBackward b{neuron,      kind,        width,         detach,        T,         M,       x.data(), M, v.data(), 1,
                 grad.data(), last.data(), grad_x.data(), grad_v.data(), &grad_tau, nullptr, 2};
   std::vector<float> scratch = poison(ESL_DISPATCH(lif_backward_scratch, b));
   b.scratch = scratch.data();

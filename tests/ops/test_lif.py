@@ -240,9 +240,10 @@ def test_gradcheck(v_reset):
 @pytest.mark.parametrize("need_tau", [False, True])
 def test_opcheck(backend, v_reset, need_tau):
     x, v, tau = dyadic(3, 20), dyadic(20, seed=1), torch.tensor(0.5)
-    torch.library.opcheck(raw.lif.default, (x, v, tau, 1.0, v_reset))
-    for grad_v in (None, torch.randn(20)):
-        arguments = (torch.randn(3, 20), grad_v, x, v, tau, 1.0, v_reset, "atan", 1.0, False, need_tau)
+    for want_v in (True, False):
+        torch.library.opcheck(raw.lif.default, (x, v, tau, 1.0, v_reset, want_v))
+    for grad_v, need_v in ((None, False), (torch.randn(20), True)):
+        arguments = (torch.randn(3, 20), grad_v, x, v, tau, 1.0, v_reset, "atan", 1.0, False, need_v, need_tau)
         torch.library.opcheck(raw.lif_backward.default, arguments)
 
 

@@ -20,9 +20,10 @@ struct LifForward {
   int64_t T, M;
   const float* x;  // [T, M], rows x_stride apart (0: one current for all steps)
   int64_t x_stride;
-  const float* v;  // [M]
-  float* spikes;   // [T, M]
-  float* v_last;   // [M]
+  const float* v;  // [M], v_stride apart (0: one number for all neurons)
+  int64_t v_stride;
+  float* spikes;  // [T, M]
+  float* v_last;  // [M] or null
   int threads;
 };
 
@@ -35,10 +36,11 @@ struct LifBackward {
   const float* x;
   int64_t x_stride;
   const float* v;
+  int64_t v_stride;
   const float* grad_spikes;  // [T, M]
   const float* grad_v_last;  // [M] or null
   float* grad_x;             // [T, M]
-  float* grad_v;             // [M]
+  float* grad_v;             // [M] or null
   double* grad_tau;          // or null
   float* scratch;            // lif_backward_scratch() floats
   int threads;

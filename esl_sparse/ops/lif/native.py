@@ -20,38 +20,46 @@ def _currents(x: Tensor) -> tuple[Tensor, int]:
     return x, x.shape[1]
 
 
+def _potential(v: Tensor) -> tuple[Tensor, int]:
+    """v ``[M]`` and its stride: 0 for one number shared by all neurons, else 1."""
+    return (v, 0) if v.stride(0) == 0 else (v.contiguous(), 1)
+
+
 def _neuron(tau: Tensor, v_threshold: float, v_reset: float | None) -> tuple[float, float, bool, float]:
     return float(tau), v_threshold, v_reset is not None, v_reset or 0.0
 
 
-def forward(x: Tensor, v: Tensor, tau: Tensor, v_threshold: float, v_reset: float | None):
+def forward(x: Tensor, v: Tensor, tau: Tensor, v_threshold: float, v_reset: float | None, want_v: bool):
     T, M = x.shape
     x, stride = _currents(x)
-    v = v.contiguous()
+    v, v_stride = _potential(v)
     spikes = torch.empty(T, M)
-    last = torch.empty(M)
+    last = torch.empty(M if want_v else 0)
     lib().lif_forward(
         T,
         M,
         x.data_ptr(),
         stride,
         v.data_ptr(),
+        v_stride,
         *_neuron(tau, v_threshold, v_reset),
         spikes.data_ptr(),
-        last.data_ptr(),
+        last.data_ptr() if want_v else 0,
         torch.get_num_threads(),
     )
     return spikes, last
 
 
-def backward(grad_s, grad_v, x, v, tau, v_threshold, v_reset, surrogate, width, detach_reset, need_tau):
+def backward(
+    grad_s, grad_v, x, v, tau, v_threshold, v_reset, surrogate, width, detach_reset, need_v, need_tau
+):
     T, M = x.shape
     x, stride = _currents(x)
-    v = v.contiguous()
+    v, v_stride = _potential(v)
     grad_s = grad_s.contiguous()
     grad_v = None if grad_v is None else grad_v.contiguous()
     grad_x = torch.empty(T, M)
-    grad_first = torch.empty(M)
+    grad_first = torch.empty(M if need_v else 0)
     grad_tau = torch.zeros((), dtype=torch.float64) if need_tau else None
     args = (
         T,
@@ -59,6 +67,7 @@ def backward(grad_s, grad_v, x, v, tau, v_threshold, v_reset, surrogate, width, 
         x.data_ptr(),
         stride,
         v.data_ptr(),
+        v_stride,
         *_neuron(tau, v_threshold, v_reset),
         _SURROGATES[surrogate],
         width,
@@ -66,7 +75,7 @@ def backward(grad_s, grad_v, x, v, tau, v_threshold, v_reset, surrogate, width, 
         grad_s.data_ptr(),
         0 if grad_v is None else grad_v.data_ptr(),
         grad_x.data_ptr(),
-        grad_first.data_ptr(),
+        grad_first.data_ptr() if need_v else 0,
         0 if grad_tau is None else grad_tau.data_ptr(),
         torch.get_num_threads(),
     )

@@ -7,6 +7,7 @@ from them, step for step as in forward.
 from __future__ import annotations
 
 from collections.abc import Callable
+from math import prod
 
 import torch
 from torch import Tensor
@@ -17,41 +18,50 @@ from . import native, reference
 from .surrogate import SURROGATES
 
 
-def _forward(x, v, tau, v_threshold, v_reset):
+def _forward(x, v, tau, v_threshold, v_reset, want_v):
     if choose("lif", x.device.type, x.dtype) == "native":
-        return native.forward(x, v, tau, v_threshold, v_reset)
-    return reference.forward(x, v, tau, v_threshold, v_reset)
+        return native.forward(x, v, tau, v_threshold, v_reset, want_v)
+    spikes, last = reference.forward(x, v, tau, v_threshold, v_reset)
+    return spikes, last if want_v else empty(last)
 
 
-def _forward_fake(x, v, tau, v_threshold, v_reset):
-    return x.new_empty(x.shape), v.new_empty(v.shape)
+def _forward_fake(x, v, tau, v_threshold, v_reset, want_v):
+    return x.new_empty(x.shape), v.new_empty(v.shape if want_v else (0,))
 
 
-def _backward(grad_s, grad_v, x, v, tau, v_threshold, v_reset, surrogate, width, detach_reset, need_tau):
+def _backward(
+    grad_s, grad_v, x, v, tau, v_threshold, v_reset, surrogate, width, detach_reset, need_v, need_tau
+):
     if choose("lif", x.device.type, x.dtype) == "native":
         return native.backward(
-            grad_s, grad_v, x, v, tau, v_threshold, v_reset, surrogate, width, detach_reset, need_tau
+            grad_s, grad_v, x, v, tau, v_threshold, v_reset, surrogate, width, detach_reset, need_v, need_tau
         )
     named = SURROGATES[surrogate]
     grad_v = torch.zeros_like(v) if grad_v is None else grad_v
     grad_x, grad_first, grad_tau = reference.backward(
         grad_s, grad_v, x, v, tau, v_threshold, v_reset, lambda d: named(d, width), detach_reset
     )
-    return grad_x, grad_first, grad_tau if need_tau else empty(tau)
+    return grad_x, grad_first if need_v else empty(v), grad_tau if need_tau else empty(tau)
 
 
-def _backward_fake(grad_s, grad_v, x, v, tau, v_threshold, v_reset, surrogate, width, detach_reset, need_tau):
-    return x.new_empty(x.shape), v.new_empty(v.shape), tau.new_empty(() if need_tau else (0,))
+def _backward_fake(
+    grad_s, grad_v, x, v, tau, v_threshold, v_reset, surrogate, width, detach_reset, need_v, need_tau
+):
+    return (
+        x.new_empty(x.shape),
+        v.new_empty(v.shape if need_v else (0,)),
+        tau.new_empty(() if need_tau else (0,)),
+    )
 
 
 lif_op = define(
-    "lif(Tensor x, Tensor v, Tensor tau, float v_threshold, float? v_reset) -> (Tensor, Tensor)",
+    "lif(Tensor x, Tensor v, Tensor tau, float v_threshold, float? v_reset, bool want_v) -> (Tensor, Tensor)",
     _forward,
     _forward_fake,
 )
 lif_backward_op = define(
     "lif_backward(Tensor grad_s, Tensor? grad_v, Tensor x, Tensor v, Tensor tau, float v_threshold, float? v_reset,"
-    " str surrogate, float width, bool detach_reset, bool need_tau) -> (Tensor, Tensor, Tensor)",
+    " str surrogate, float width, bool detach_reset, bool need_v, bool need_tau) -> (Tensor, Tensor, Tensor)",
     _backward,
     _backward_fake,
 )
@@ -65,14 +75,16 @@ class _LIFBackward(NoDoubleBackward):
 
 class _LIFBackwardCallable(NoDoubleBackward):
     @staticmethod
-    def forward(grad_s, grad_v, x, v, tau, v_threshold, v_reset, surrogate, width, detach_reset, need_tau):
+    def forward(
+        grad_s, grad_v, x, v, tau, v_threshold, v_reset, surrogate, width, detach_reset, need_v, need_tau
+    ):
         return reference.backward(grad_s, grad_v, x, v, tau, v_threshold, v_reset, surrogate, detach_reset)
 
 
 class _LIF(torch.autograd.Function):
     @staticmethod
-    def forward(x, v, tau, v_threshold, v_reset, surrogate, width, detach_reset):
-        return lif_op(x, v, tau, v_threshold, v_reset)
+    def forward(x, v, tau, v_threshold, v_reset, want_v, surrogate, width, detach_reset):
+        return lif_op(x, v, tau, v_threshold, v_reset, want_v)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
@@ -83,10 +95,10 @@ class _LIF(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad_s, grad_v):
         if grad_s is None and grad_v is None:
-            return (None,) * 8
+            return (None,) * 9
         x, v, tau = ctx.saved_tensors
-        v_threshold, v_reset, surrogate, width, detach_reset = ctx.options
-        need_tau = ctx.needs_input_grad[2]
+        v_threshold, v_reset, _, surrogate, width, detach_reset = ctx.options
+        need_v, need_tau = ctx.needs_input_grad[1:3]
         if grad_s is None:
             grad_s = torch.zeros(x.shape, dtype=x.dtype, device=x.device)
         if isinstance(surrogate, str):
@@ -95,10 +107,9 @@ class _LIF(torch.autograd.Function):
             run = _LIFBackwardCallable.apply
             grad_v = torch.zeros_like(v) if grad_v is None else grad_v
         grad_x, grad_first, grad_tau = run(
-            grad_s, grad_v, x, v, tau, v_threshold, v_reset, surrogate, width, detach_reset, need_tau
+            grad_s, grad_v, x, v, tau, v_threshold, v_reset, surrogate, width, detach_reset, need_v, need_tau
         )
-        need_v = ctx.needs_input_grad[1]
-        return grad_x, grad_first if need_v else None, grad_tau if need_tau else None, *((None,) * 5)
+        return grad_x, grad_first if need_v else None, grad_tau if need_tau else None, *((None,) * 6)
 
 
 def lif(
@@ -110,7 +121,8 @@ def lif(
     surrogate: str | Callable[[Tensor], Tensor] = "triangle",
     width: float = 1.0,
     detach_reset: bool = False,
-) -> tuple[Tensor, Tensor]:
+    want_v: bool = True,
+) -> tuple[Tensor, Tensor | None]:
     """Leaky integrate and fire (paper Eq. 7-8): ``u <- tau u + x; s = [u > v_threshold]``; reset; T times.
 
     Args:
@@ -122,10 +134,11 @@ def lif(
         surrogate: name in :data:`SURROGATES`, or a function of ``u - v_threshold`` that returns the derivative.
         width: width of a named surrogate, in units of the potential.
         detach_reset: keep the gradient out of the reset.
+        want_v: also return the last potential.
 
     Returns:
-        Spikes, 0 and 1 in x's dtype and shape, and the potential after the last step, at least float32 so that
-        steps taken one by one give the same spikes. Differentiable once.
+        Spikes, 0 and 1 in x's dtype and shape, and the potential after the last step (None unless wanted), at least
+        float32 so that steps taken one by one give the same spikes. Differentiable once.
     """
     if not isinstance(x, Tensor) or not x.is_floating_point():
         raise TypeError(f"x: expected a floating-point tensor, got {getattr(x, 'dtype', type(x).__name__)}")
@@ -138,7 +151,8 @@ def lif(
     shape = x.shape
     compute = x.float() if x.dtype.itemsize < 4 else x
     if v is None:
-        v = compute.new_full(shape[1:], 0.0 if v_reset is None else v_reset)
+        # One number for all neurons: nothing of the layer's size is made or read.
+        v = compute.new_full((), 0.0 if v_reset is None else v_reset).expand(prod(shape[1:]))
     elif v.shape != shape[1:]:
         raise ValueError(f"v: expected shape {tuple(shape[1:])}, got {tuple(v.shape)}")
     elif v.device != x.device:
@@ -147,12 +161,13 @@ def lif(
     spikes, last = apply(
         _LIF,
         compute.flatten(1) if x.dim() > 1 else compute.unsqueeze(1),
-        v.to(compute.dtype).reshape(-1),
+        v.to(compute.dtype).reshape(-1) if v.dim() != 1 else v.to(compute.dtype),
         tau,
         v_threshold,
         v_reset,
+        want_v,
         surrogate,
         width,
         detach_reset,
     )
-    return spikes.view(shape).to(x.dtype), last.view(shape[1:])
+    return spikes.view(shape).to(x.dtype), last.view(shape[1:]) if want_v else None

@@ -43,6 +43,7 @@ def _with_scratch(run, *args) -> int:
 def forward(x, values, bias, index, call):
     """``(y, words)`` as the raw op; y is None if x breaks its promise."""
     rows, cols, T, B, planes, scale, panels = call
+    _, bm, bn = values.shape
     packed = x.dtype == torch.int64
     dtype = values.dtype if packed else x.dtype
     x = _as(x, x.dtype)
@@ -61,8 +62,8 @@ def forward(x, values, bias, index, call):
         lib().linear_forward,
         rows,
         cols,
-        values.shape[1],
-        values.shape[2],
+        bm,
+        bn,
         *[tensor.data_ptr() for tensor in index],
         weights.data_ptr(),
         _address(bias),
@@ -86,6 +87,7 @@ def forward(x, values, bias, index, call):
 
 def backward(grad, x, values, index, call, x_panels, needs):
     rows, cols, T, B, planes, scale, panels = call
+    _, bm, bn = values.shape
     dtype = grad.dtype
     # Panels are float32 inside.
     row_dtype = torch.float32 if panels or x_panels else dtype
@@ -97,15 +99,15 @@ def backward(grad, x, values, index, call, x_panels, needs):
         shape = (Lanes(T, B).groups, 1, 1, cols, LANES) if x_panels else (T * B, cols)
         grad_x = torch.empty(shape, dtype=row_dtype)
     if needs & 2:
-        grad_values = torch.empty(values.shape, dtype=torch.float32)
+        grad_values = torch.empty_like(weights)
     if needs & 4:
         grad_bias = torch.empty(rows, dtype=torch.float32)
     _with_scratch(
         lib().linear_backward,
         rows,
         cols,
-        values.shape[1],
-        values.shape[2],
+        bm,
+        bn,
         *[tensor.data_ptr() for tensor in index],
         weights.data_ptr(),
         T,
