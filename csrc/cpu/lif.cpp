@@ -37,9 +37,9 @@ inline float exp_negative(float z) {
   return ((poly * r) * r + r + 1.f) * power;
 }
 
+// inverse is 1 / width, so that no neuron divides by it.
 template <Surrogate kind>
-inline float derivative(float d, float width,
-                        float inverse) {  // inverse = 1 / width: divisions would be the bottleneck
+inline float derivative(float d, float width, float inverse) {
   const float away = d < 0.f ? -d : d;
   if constexpr (kind == Surrogate::triangle) {
     const float h = 1.f - away * inverse;
