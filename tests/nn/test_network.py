@@ -46,7 +46,7 @@ class Chain(nn.Module):
 def rows(inputs=20, hidden=30, outputs=10):
     """The usual network: float rows between the layers, which pack for themselves."""
     return nn.Sequential(
-        SparseLinear(inputs, hidden, input="binary"),
+        SparseLinear(inputs, hidden, bias=False, input="binary"),  # BatchNorm takes any bias away again
         MergeTime(nn.BatchNorm1d(hidden)),
         LIF(0.5),
         SparseLinear(hidden, outputs, input="binary"),
