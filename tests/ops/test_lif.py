@@ -243,7 +243,20 @@ def test_opcheck(backend, v_reset, need_tau):
     for want_v in (True, False):
         torch.library.opcheck(raw.lif.default, (x, v, tau, 1.0, v_reset, want_v))
     for grad_v, need_v in ((None, False), (torch.randn(20), True)):
-        arguments = (torch.randn(3, 20), grad_v, x, v, tau, 1.0, v_reset, "atan", 1.0, False, need_v, need_tau)
+        arguments = (
+            torch.randn(3, 20),
+            grad_v,
+            x,
+            v,
+            tau,
+            1.0,
+            v_reset,
+            "atan",
+            1.0,
+            False,
+            need_v,
+            need_tau,
+        )
         torch.library.opcheck(raw.lif_backward.default, arguments)
 
 
