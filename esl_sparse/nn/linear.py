@@ -128,6 +128,10 @@ class SparseLinear(nn.Module):
         return self.topology.density
 
     def __getattr__(self, name: str):
+        # As nn.Module does, with half of its calls: every forward asks for two parameters.
+        parameters = self.__dict__.get("_parameters")
+        if parameters is not None and name in parameters:
+            return parameters[name]
         if name == "weight":
             raise AttributeError(
                 f"{type(self).__name__} has no dense weight: its blocks are in .values, .to_dense() gives an nn.Linear"
@@ -174,7 +178,7 @@ class SparseLinear(nn.Module):
             return linear_packed(x, self.values, self.bias, self.topology)
         if not isinstance(x, Tensor):
             raise TypeError(f"x: expected a tensor or PackedSpikes, got {type(x).__name__}")
-        if x.dim() == 0 or x.shape[-1] != self.in_features:
+        if not x.dim() or x.shape[-1] != self.in_features:
             raise ValueError(f"x: expected shape [..., {self.in_features}], got {tuple(x.shape)}")
         values = self.values
         device_type = x.device.type
