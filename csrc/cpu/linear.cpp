@@ -136,32 +136,6 @@ struct SpikeTile {
   }
 };
 
-// Spikes, all 64 lanes of NG groups: what few outputs leave of the registers, more groups fill, and each weight and
-// each index entry is read once for all of them.
-template <int TM, int NG>
-void spike_groups(const Side& s, int64_t ob, int64_t inside, const uint64_t* words, float* tile) {
-  constexpr int kGroupTile = kStrip * kWord;
-  f32x16 acc[TM][NG][4];
-  for (int i = 0; i < TM; ++i)
-    for (int g = 0; g < NG; ++g)
-      for (int j = 0; j < 4; ++j) acc[i][g][j] = load(tile + g * kGroupTile + i * kWord + j * 16);
-  for (int64_t p = s.ptr[ob]; p < s.ptr[ob + 1]; ++p) {
-    const int64_t first = s.block[p] * s.bs, n = min(s.bs, s.sources - first);
-    const float* v = s.weights(p) + inside * s.wo;
-    for (int64_t c = 0; c < n; ++c, v += s.ws)
-      for (int g = 0; g < NG; ++g) {
-        const auto* bits = reinterpret_cast<const uint16_t*>(words + g * s.sources + first + c);
-        for (int i = 0; i < TM; ++i) {
-          const f32x16 weight = set1(v[i * s.wo]);
-          for (int j = 0; j < 4; ++j) acc[i][g][j] = add_where(acc[i][g][j], bits + j, weight);
-        }
-      }
-  }
-  for (int i = 0; i < TM; ++i)
-    for (int g = 0; g < NG; ++g)
-      for (int j = 0; j < 4; ++j) store(tile + g * kGroupTile + i * kWord + j * 16, acc[i][g][j]);
-}
-
 // One strip of one group through tiles of min(bo, 4) outputs.
 template <class Tile, class Source>
 void strip_tiles(const Side& s, int64_t strip, const Source* source, int quarters, float* strip_tile) {
@@ -204,6 +178,32 @@ void start_strip(const float* bias, int64_t o, int64_t n, float* tile) {
 }
 
 #if defined(ESL_ISA_AVX512)
+// Spikes, all 64 lanes of NG groups: what few outputs leave of the registers, more groups fill, and each weight and
+// each index entry is read once for all of them.
+template <int TM, int NG>
+void spike_groups(const Side& s, int64_t ob, int64_t inside, const uint64_t* words, float* tile) {
+  constexpr int kGroupTile = kStrip * kWord;
+  f32x16 acc[TM][NG][4];
+  for (int i = 0; i < TM; ++i)
+    for (int g = 0; g < NG; ++g)
+      for (int j = 0; j < 4; ++j) acc[i][g][j] = load(tile + g * kGroupTile + i * kWord + j * 16);
+  for (int64_t p = s.ptr[ob]; p < s.ptr[ob + 1]; ++p) {
+    const int64_t first = s.block[p] * s.bs, n = min(s.bs, s.sources - first);
+    const float* v = s.weights(p) + inside * s.wo;
+    for (int64_t c = 0; c < n; ++c, v += s.ws)
+      for (int g = 0; g < NG; ++g) {
+        const auto* bits = reinterpret_cast<const uint16_t*>(words + g * s.sources + first + c);
+        for (int i = 0; i < TM; ++i) {
+          const f32x16 weight = set1(v[i * s.wo]);
+          for (int j = 0; j < 4; ++j) acc[i][g][j] = add_where(acc[i][g][j], bits + j, weight);
+        }
+      }
+  }
+  for (int i = 0; i < TM; ++i)
+    for (int g = 0; g < NG; ++g)
+      for (int j = 0; j < 4; ++j) store(tile + g * kGroupTile + i * kWord + j * 16, acc[i][g][j]);
+}
+
 // One strip of `full` groups that have all 64 lanes; words [groups, sources].
 template <int TM, int NG>
 void spike_strip_of(const Side& s, int64_t strip, const uint64_t* words, int64_t full, float* tiles) {

@@ -226,7 +226,8 @@ class SparseLinear(nn.Module):
 
     def to_dense(self) -> nn.Linear:
         """An ``nn.Linear`` with the same map; absent weights are zeros."""
-        dense = nn.Linear(
+        dense = nn.utils.skip_init(  # every weight is overwritten: torch's random state stays as it is
+            nn.Linear,
             self.in_features,
             self.out_features,
             self.bias is not None,
@@ -274,6 +275,7 @@ class SparseLinear(nn.Module):
             module.out_features,
             module.bias is not None,
             density=0.0,
+            generator=torch.Generator("cpu"),  # what it draws is overwritten: leave torch's random state alone
             block_size=block_size,
             input=input,
             device=weight.device,
@@ -335,6 +337,7 @@ class SparseLinear(nn.Module):
             out_features,
             bias is not None,
             density=0.0,
+            generator=torch.Generator("cpu"),  # what it draws is overwritten: leave torch's random state alone
             block_size=(values.shape[1], values.shape[2]),
             input=input,
             device=values.device,

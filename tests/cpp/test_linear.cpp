@@ -142,5 +142,11 @@ void run() {
       for (const SpikeKernel kernel : {SpikeKernel::automatic, SpikeKernel::masked, SpikeKernel::events})
         check(rows, cols, bm, bn, T, B, true, kernel);
     }
+  // Panels beyond the cache, read in pieces: many channels in for forward, many out for the gradient of x.
+  for (const int which : {2, 4, 6}) {
+    const auto& [bm, bn] = blocks[which];
+    check(6, 2100, bm, bn, 1, 130, false, SpikeKernel::automatic);
+    check(2100, 6, bm, bn, 1, 130, true, SpikeKernel::automatic);
+  }
   check(5, 9, 4, 4, 2, 0, true, SpikeKernel::automatic);  // an empty batch
 }

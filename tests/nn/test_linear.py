@@ -537,3 +537,12 @@ def test_an_explicit_backend_that_cannot_serve_says_why():
     layer = SparseLinear(20, 13).double()
     with _backends.use("native"), pytest.raises(ValueError, match=re.escape("not in torch.float64")):
         layer(spikes(2, 20).double())
+
+
+def test_conversions_leave_the_random_state_alone():
+    dense = torch.nn.Linear(12, 8)
+    before = torch.get_rng_state()
+    layer = SparseLinear.from_dense(dense, density=0.5)
+    SparseLinear.from_torch_bsr(layer.to_torch_bsr(), layer.bias)
+    layer.to_dense()
+    assert torch.equal(torch.get_rng_state(), before)
