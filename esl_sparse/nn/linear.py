@@ -275,7 +275,7 @@ class SparseLinear(nn.Module):
             module.out_features,
             module.bias is not None,
             density=0.0,
-            generator=torch.Generator("cpu"),  # what it draws is overwritten: leave torch's random state alone
+            generator=torch.Generator("cpu"),  # not torch's own: what it draws is overwritten
             block_size=block_size,
             input=input,
             device=weight.device,
@@ -337,7 +337,7 @@ class SparseLinear(nn.Module):
             out_features,
             bias is not None,
             density=0.0,
-            generator=torch.Generator("cpu"),  # what it draws is overwritten: leave torch's random state alone
+            generator=torch.Generator("cpu"),  # not torch's own: what it draws is overwritten
             block_size=(values.shape[1], values.shape[2]),
             input=input,
             device=values.device,
