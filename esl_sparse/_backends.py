@@ -17,7 +17,7 @@ from ._version import __version__
 BACKENDS: dict[str, tuple[str, ...]] = {
     "native": ("pack", "linear", "lif"),
     "triton": ("linear",),
-    "reference": ("pack", "linear", "lif"),
+    "reference": ("pack", "linear", "lif", "block_score", "select"),
 }
 _DTYPES = {
     "native": (torch.float32, torch.bfloat16),

@@ -1,0 +1,3 @@
+from .op import BlockScorer, LayerCall
+
+__all__ = ["BlockScorer", "LayerCall"]

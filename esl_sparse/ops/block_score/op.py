@@ -1,0 +1,132 @@
+"""Op ``block_score``: how large the gradient of each block of a weight is, present or not, without that gradient.
+
+Raw op: ``block_score``, for some block rows; :class:`BlockScorer` goes through all of them in bounded memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ...packed import PackedSpikes
+from ...topology import BlockLayout
+from .._library import define
+from ..pack.op import unpack_op
+from . import reference
+
+_STRIP_BYTES = 1 << 20
+_STRIP_ROWS = 64  # at least: fewer rows would read the input too often
+
+
+class LayerCall(NamedTuple):
+    """One call of a linear layer: its input, spikes or rows ``[N, cols]``, and its output gradient ``[N, rows]``."""
+
+    x: PackedSpikes | Tensor
+    grad: Tensor
+
+
+def _rows(x: Tensor, lanes: tuple[int, int, float], dtype: torch.dtype) -> Tensor:
+    """Float rows ``[N, cols]`` of words or rows."""
+    if x.dtype == torch.int64:
+        T, B, scale = lanes
+        return unpack_op(x, T, B, scale, dtype).view(T * B, x.shape[-1])
+    return x.to(dtype)
+
+
+def _block_score(x, grad, T, B, scale, rows, cols, bm, bn, first, count):
+    dtype, lanes = reference.compute_dtype(grad), zip(T, B, scale, strict=True)
+    x = [_rows(one, call, dtype) for one, call in zip(x, lanes, strict=True)]
+    return reference.block_score(x, grad, BlockLayout(rows, cols, bm, bn), first, count)
+
+
+def _block_score_fake(x, grad, T, B, scale, rows, cols, bm, bn, first, count):
+    return grad[0].new_empty((count, -(-cols // bn)), dtype=torch.float32)
+
+
+block_score_op = define(
+    "block_score(Tensor[] x, Tensor[] grad, SymInt[] T, SymInt[] B, float[] scale, SymInt rows, SymInt cols,"
+    " SymInt bm, SymInt bn, SymInt first, SymInt count) -> Tensor",
+    _block_score,
+    _block_score_fake,
+)
+
+
+class BlockScorer:
+    """Scores of all blocks of a linear weight after one training step, strip by strip.
+
+    The score of a block is the mean of ``|G|`` over its entries inside the weight, where ``G [rows, cols]`` is the
+    sum of ``grad^T x`` over the calls of the layer. ``G`` is never made: a strip of its rows at a time.
+
+    Args:
+        calls: every call of the layer in the step, at least one. All gradients are on one device.
+        layout: of the weight; one group, one tap.
+    """
+
+    def __init__(self, calls: Sequence[LayerCall], layout: BlockLayout) -> None:
+        if layout.groups != 1 or layout.taps != 1:
+            raise ValueError(
+                f"layout: expected that of a linear layer, got {layout.groups} groups, {layout.taps} taps"
+            )
+        if not calls:
+            raise ValueError("calls: expected at least one call of the layer")
+        self.layout = layout
+        for i, call in enumerate(calls):
+            _check(i, call, layout, calls[0].grad)
+        self._grad = [call.grad.detach().contiguous() for call in calls]
+        self._lanes = [_lanes(call.x) for call in calls]
+        self._x = [(x.words if isinstance(x, PackedSpikes) else x.detach()).contiguous() for x, _ in calls]
+        events = all(_served_by_events(call) for call in calls)
+        if not events:
+            dtype = reference.compute_dtype(self._grad)
+            self._x = [_rows(x, lanes, dtype) for x, lanes in zip(self._x, self._lanes, strict=True)]
+        # What a strip of rows makes: its scores, or the dense product that they come from.
+        made = layout.col_blocks / layout.bm if events else layout.cols
+        rows = int(_STRIP_BYTES / 4 / max(made, 1))
+        self._strip = max(rows // _STRIP_ROWS * _STRIP_ROWS, _STRIP_ROWS, layout.bm) // layout.bm
+
+    def strips(self) -> Iterator[tuple[int, Tensor]]:
+        """``(first_row_block, scores float32 [n, col_blocks])`` from the first to the last block row.
+
+        A strip's scores are the caller's own: they may be kept or written to. A strip and all that is made on its way
+        take about 1 MB, or 64 rows (``bm``, if more) where those are larger.
+        """
+        lay = self.layout
+        T, B, scale = (list(each) for each in zip(*self._lanes, strict=True))
+        for first in range(0, lay.row_blocks, self._strip):
+            count = min(self._strip, lay.row_blocks - first)
+            scores = block_score_op(
+                self._x, self._grad, T, B, scale, lay.rows, lay.cols, lay.bm, lay.bn, first, count
+            )
+            yield first, scores
+
+
+def _lanes(x: PackedSpikes | Tensor) -> tuple[int, int, float]:
+    return (x.T, x.B, x.scale) if isinstance(x, PackedSpikes) else (1, x.shape[0], 1.0)
+
+
+def _served_by_events(call: LayerCall) -> bool:
+    return False
+
+
+def _check(i: int, call: LayerCall, layout: BlockLayout, like: Tensor) -> None:
+    x, grad = call
+    if isinstance(x, PackedSpikes):
+        if len(x.shape) != 3 or x.shape[2] != layout.cols:
+            raise ValueError(f"calls[{i}].x: expected spikes of shape (T, B, {layout.cols}), got {x.shape}")
+        x_rows, device = x.T * x.B, x.words.device
+    elif isinstance(x, Tensor) and x.is_floating_point():
+        if x.dim() != 2 or x.shape[1] != layout.cols:
+            raise ValueError(f"calls[{i}].x: expected shape [N, {layout.cols}], got {tuple(x.shape)}")
+        x_rows, device = x.shape[0], x.device
+    else:
+        got = getattr(x, "dtype", type(x).__name__)
+        raise TypeError(f"calls[{i}].x: expected PackedSpikes or a floating-point tensor, got {got}")
+    if not grad.is_floating_point():
+        raise TypeError(f"calls[{i}].grad: expected a floating-point tensor, got {grad.dtype}")
+    if grad.shape != (x_rows, layout.rows):
+        raise ValueError(f"calls[{i}].grad: expected shape {(x_rows, layout.rows)}, got {tuple(grad.shape)}")
+    if not device == grad.device == like.device:
+        raise ValueError(f"calls[{i}]: expected x and grad on {like.device}, got {device} and {grad.device}")

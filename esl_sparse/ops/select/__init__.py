@@ -1,0 +1,4 @@
+from .op import largest, smallest
+from .topk import TopK
+
+__all__ = ["TopK", "largest", "smallest"]
