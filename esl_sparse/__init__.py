@@ -11,7 +11,7 @@ from .convert import densify, sparsify
 from .memory import memory_report
 from .nn import reset
 from .packed import PackedSpikes
-from .rewire import GROW_RULES, PRUNE_RULES, Rewirer, RewireReport
+from .rewire import GROW_RULES, PRUNE_RULES, DeepR, Rewirer, RewireReport
 from .topology import BlockLayout, BlockTopology
 
 __all__ = [
@@ -19,6 +19,7 @@ __all__ = [
     "PRUNE_RULES",
     "BlockLayout",
     "BlockTopology",
+    "DeepR",
     "PackedSpikes",
     "RewireReport",
     "Rewirer",

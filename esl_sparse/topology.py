@@ -82,6 +82,13 @@ class BlockLayout(NamedTuple):
         per_tap = self.cols // self.taps
         return (per_tap - (col_block % -(-per_tap // self.bn)) * self.bn).clamp(max=self.bn)
 
+    def block_extent(self, block_ids: Tensor) -> Tensor | int:
+        """Entries inside the weight of each given block; a number where it is the same for all."""
+        if not self.overhangs:
+            return self.bm * self.bn
+        row_block = block_ids // self.col_blocks
+        return self.row_extent(row_block) * self.col_extent(block_ids - row_block * self.col_blocks)
+
 
 class TransposedIndex(NamedTuple):
     """The same blocks in column order; ``block_offsets_t[p]`` says where block ``p`` stands in ``values``."""

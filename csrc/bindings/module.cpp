@@ -47,4 +47,5 @@ PYBIND11_MODULE(_C, m) {
   bind_pack(m);
   bind_linear(m);
   bind_lif(m);
+  bind_block_score(m);
 }

@@ -1,14 +1,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..ops.linear import linear, linear_packed
-from ..ops.pack import detect
+from ..ops.block_score import BlockScorer, LayerCall
+from ..ops.linear import linear, linear_grad_values, linear_packed
+from ..ops.pack import detect, pack_tensor
 from ..ops.pack.op import BrokenInputPromise
 from ..packed import PackedSpikes
 from ..topology import (
@@ -213,6 +214,25 @@ class SparseLinear(nn.Module):
             found = _FLOAT
         self._kind = found
         return linear(x, values, bias, topology, *found)
+
+    # What rewiring by gradient needs (see rewire.layers.GradientLayer)
+
+    def seen_input(self, x: Tensor | PackedSpikes) -> Tensor | PackedSpikes:
+        """The input of the forward that has just run: as bits if it was spikes, else as rows."""
+        if isinstance(x, PackedSpikes):
+            return x
+        rows = x.detach().reshape(-1, self.in_features)
+        planes, scale = self._kind
+        return pack_tensor(rows[None], planes, scale) if planes else rows
+
+    def call(self, seen: Tensor | PackedSpikes, grad: Tensor) -> LayerCall:
+        return LayerCall(seen, grad.reshape(-1, self.out_features))
+
+    def block_scores(self, calls: Sequence[LayerCall]) -> Iterator[tuple[int, Tensor]]:
+        return BlockScorer(calls, self._layout).strips()
+
+    def gradient_at(self, topology: BlockTopology, call: LayerCall) -> Tensor:
+        return linear_grad_values(call.x, call.grad, topology)
 
     def extra_repr(self) -> str:
         bm, bn = self.block_size

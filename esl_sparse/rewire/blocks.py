@@ -7,10 +7,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..ops.select import largest, smallest
+from ..ops.select.reference import splitmix64
 from ..topology import BlockLayout, random_absent_ids
 from .ever_active import EverActive
 from .layers import SparseLayer
-from .select import contains_sorted, smallest
+from .sorted_ids import contains_sorted
 
 
 @dataclass(frozen=True)
@@ -47,8 +49,7 @@ class ActiveBlocks:
 
     def mean(self, entries: Tensor) -> Tensor:
         """Mean over each block's entries inside the weight: ``[n, bm, bn]`` -> float32 ``[n]``."""
-        inside = self.layout.bm * self.layout.bn if self.valid is None else self.valid.sum((1, 2))
-        return self.sum(entries) / inside
+        return self.sum(entries) / self.layout.block_extent(self.ids)
 
     def smallest(self, score: Tensor, count: int, among: Tensor | None = None) -> Tensor:
         """Positions of the ``count`` smallest scores; ties by seeded hash of the block.
@@ -58,6 +59,24 @@ class ActiveBlocks:
         if among is None:
             return smallest(score, self.ids, count, self.seed)
         return among[smallest(score[among], self.ids[among], count, self.seed)]
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """What is known of the gradient of one layer's absent places, for a :class:`~.grow.GradientRule`.
+
+    Attributes:
+        ids: int64 ``[c]``, sorted: the places followed, those just pruned among them. No absent place had a
+            larger gradient when the window began.
+        score: mean |gradient| of each over its entries inside the weight, float32 ``[c]``; with a window
+            longer than one step, of the gradient's moving average.
+        row_mean: mean score of each row block over these and over its active blocks, float32
+            ``[row_blocks]``.
+    """
+
+    ids: Tensor
+    score: Tensor
+    row_mean: Tensor
 
 
 @dataclass(frozen=True)
@@ -72,6 +91,7 @@ class AbsentBlocks:
             included.
         seed: of the order among equal scores.
         generator: source of randomness.
+        candidates: for a :class:`~.grow.GradientRule`, what it has seen; None for other rules.
     """
 
     name: str
@@ -80,6 +100,7 @@ class AbsentBlocks:
     ever_active: EverActive
     seed: int
     generator: torch.Generator
+    candidates: Candidates | None = None
 
     @property
     def count(self) -> int:
@@ -95,7 +116,12 @@ class AbsentBlocks:
 
     def largest(self, score: Tensor, ids: Tensor, count: int) -> Tensor:
         """The ``count`` of these absent ids with the largest score; ties by seeded hash of the id."""
-        return ids[smallest(-score, ids, count, self.seed)]
+        return ids[largest(score, ids, count, self.seed)]
+
+    def ranked(self, score: Tensor, ids: Tensor) -> Tensor:
+        """Positions of all these ids by falling score; ties as in :meth:`largest`."""
+        order = splitmix64(ids, self.seed).sort().indices
+        return order[score[order].sort(descending=True, stable=True).indices]
 
 
 def inside(layer: SparseLayer) -> tuple[Tensor, Tensor | None]:
@@ -107,12 +133,15 @@ def inside(layer: SparseLayer) -> tuple[Tensor, Tensor | None]:
     return values.masked_fill(~valid, 0), valid
 
 
-def checked_choice(kind: str, name: str, choice: Tensor, count: int, bound: int) -> Tensor:
-    """What a rule returned, sorted, if it is ``count`` different integers in ``[0, bound)``."""
-    if not isinstance(choice, Tensor) or choice.dtype != torch.int64 or choice.shape != (count,):
-        got = f"{choice.dtype} {tuple(choice.shape)}" if isinstance(choice, Tensor) else type(choice).__name__
-        raise ValueError(f"{kind}: expected the rule to return int64 ({count},) for {name}, got {got}")
+def checked_choice(kind: str, name: str, choice: Tensor, count: int | None, bound: int) -> Tensor:
+    """What a rule returned, sorted, if it is ``count`` (None: any number) different integers in ``[0, bound)``."""
+    shape = tuple(choice.shape) if isinstance(choice, Tensor) else None
+    expected = (count,) if count is not None else shape if shape is not None and len(shape) == 1 else ("n",)
+    if not isinstance(choice, Tensor) or choice.dtype != torch.int64 or shape != expected:
+        got = f"{choice.dtype} {shape}" if isinstance(choice, Tensor) else type(choice).__name__
+        wanted = f"({count},)" if count is not None else "of one dimension"
+        raise ValueError(f"{kind}: expected the rule to return int64 {wanted} for {name}, got {got}")
     choice = choice.sort().values
-    if choice[0] < 0 or choice[-1] >= bound or bool((choice[1:] == choice[:-1]).any()):
+    if choice.numel() and (choice[0] < 0 or choice[-1] >= bound or bool((choice[1:] == choice[:-1]).any())):
         raise ValueError(f"{kind}: the rule returned repeated or out-of-range choices for {name}")
     return choice

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..topology import random_absent_ids
-from .select import contains_sorted, merge_sorted
+from .sorted_ids import contains_sorted, merge_sorted
 
 _CHUNK = 1 << 17  # bytes of the bitmap looked at together
 

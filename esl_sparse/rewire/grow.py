@@ -1,24 +1,70 @@
 """Grow rules: which ``count`` absent places of a layer become active.
 
 A rule is ``(absent: AbsentBlocks, count: int) -> ids``: int64 ``[count]``, all different, all absent, any
-order.
+order. A :class:`GradientRule` around it has the gradients of absent places followed for it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from ..topology import random_absent_ids
-from .blocks import AbsentBlocks
+from .apportion import apportion
+from .blocks import AbsentBlocks, Candidates
 from .registry import Registry
-from .select import merge_sorted
+from .sorted_ids import merge_sorted
 
 GrowRule = Callable[[AbsentBlocks, int], Tensor]
 
 GROW_RULES: Registry[GrowRule] = Registry("grow")
+
+
+@dataclass(frozen=True)
+class GradientRule:
+    """A grow rule that finds ``absent.candidates``: the absent places of largest gradient.
+
+    In the first of the ``window`` steps before an update all places are scored, tile by tile, and the best ones
+    stay as candidates; over the window a moving average of their gradients is kept. So memory goes with the
+    number of candidates and never with the dense weight. A window ends where the update before it was.
+
+    Attributes:
+        rule: ``(absent, count) -> ids``.
+        window: training steps, the last one being that of the update; 1: only its gradient counts.
+        beta: decay of the moving average in one step.
+        candidates: how many for each block to grow (no fewer than one).
+        budget: at most so many candidates for each active block.
+        exact: every absent place is a candidate. Takes dense memory: for tests and comparisons.
+    """
+
+    rule: GrowRule
+    window: int = 1
+    beta: float = 0.9
+    candidates: float = 1.0
+    budget: float = 1.0
+    exact: bool = False
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.window, int) or self.window < 1:
+            raise ValueError(f"window: expected a number of steps, 1 or more, got {self.window!r}")
+        if not 0.0 <= self.beta < 1.0:
+            raise ValueError(f"beta: expected at least 0 and less than 1, got {self.beta!r}")
+        for name, least in (("candidates", 1.0), ("budget", 0.0)):
+            if not getattr(self, name) >= least:
+                raise ValueError(f"{name}: expected at least {least:g}, got {getattr(self, name)!r}")
+
+    def __call__(self, absent: AbsentBlocks, count: int) -> Tensor:
+        return self.rule(absent, count)
+
+    def followed(self, grow: int, active: int, places: int) -> int:
+        """Candidates of a layer that grows up to ``grow`` blocks and has ``places`` absent ones."""
+        if self.exact:
+            return places
+        wanted = min(round(self.candidates * grow), round(self.budget * active))
+        return min(max(wanted, grow), places)
 
 
 @GROW_RULES.register("random")
@@ -35,3 +81,36 @@ def random_unfired(absent: AbsentBlocks, count: int) -> Tensor:
     taken, _ = merge_sorted(absent.active, unfired)
     others = random_absent_ids(taken, absent.layout.blocks, count - unfired.numel(), absent.generator)
     return torch.cat([unfired, others])
+
+
+def largest_score(absent: AbsentBlocks, count: int) -> Tensor:
+    """The candidates of largest score."""
+    known = _candidates(absent)
+    return absent.largest(known.score, known.ids, count)
+
+
+def shared_over_neurons(absent: AbsentBlocks, count: int) -> Tensor:
+    """Every output neuron (row of blocks) grows in proportion to its mean score, its own best candidates first.
+
+    What a neuron cannot take, for want of candidates, goes to the others in the same proportion.
+    """
+    known = _candidates(absent)
+    row = known.ids // absent.layout.col_blocks
+    available = torch.bincount(row, minlength=absent.layout.row_blocks)
+    quota = torch.tensor(apportion(count, known.row_mean.tolist(), available.tolist()), device=row.device)
+    order = absent.ranked(known.score, known.ids)
+    order = order[row[order].sort(stable=True).indices]  # the best first within each row
+    first = available.cumsum(0) - available
+    rank = torch.arange(order.numel(), device=row.device) - first[row[order]]
+    return known.ids[order[rank < quota[row[order]]]]
+
+
+GROW_RULES["gradient"] = GradientRule(largest_score)
+GROW_RULES["momentum"] = GradientRule(largest_score, window=20, candidates=8.0)
+GROW_RULES["momentum_neuron"] = GradientRule(shared_over_neurons, window=20, candidates=8.0)
+
+
+def _candidates(absent: AbsentBlocks) -> Candidates:
+    if absent.candidates is None:
+        raise ValueError("grow: this rule needs gradients: make it a GradientRule")
+    return absent.candidates

@@ -30,11 +30,19 @@ class Journal:
         self._undo.append(undo)
 
     def write_(self, tensor: Tensor, new: Tensor) -> None:
-        """Copy ``new`` into ``tensor``."""
+        """Make ``tensor`` hold ``new``: in its own memory, or, where the shape changes, in that of ``new``.
+
+        The tensor stays the same object in either case.
+        """
         with torch.no_grad():
-            before = tensor.detach().clone()
-            self.note(lambda: tensor.copy_(before))
-            tensor.copy_(new)
+            if tensor.shape == new.shape:
+                before = tensor.detach().clone()
+                self.note(lambda: tensor.copy_(before))
+                tensor.copy_(new)
+            else:
+                before = tensor.detach()  # an alias that keeps the old memory and shape
+                self.note(lambda: tensor.set_(before))
+                tensor.set_(new)
 
     def assign(self, owner: object, name: str, new: Any) -> None:
         """Set an attribute."""

@@ -1,8 +1,9 @@
 from __future__ import annotations
 
-from typing import Protocol, cast
+from collections.abc import Sequence
+from typing import Any, Protocol, cast
 
-from torch import nn
+from torch import Tensor, nn
 
 from ..topology import BlockTopology
 
@@ -14,6 +15,35 @@ class SparseLayer(Protocol):
 
     @property
     def topology(self) -> BlockTopology: ...
+
+
+class GradientLayer(SparseLayer, Protocol):
+    """A layer that can say how large its gradient is where it has no blocks: what gradient rules need.
+
+    A *call* is what the layer makes of one of its forwards and that forward's output gradient.
+    """
+
+    def seen_input(self, x: Any) -> Any:
+        """The input of a forward that has just run, in the least memory."""
+        ...
+
+    def call(self, seen: Any, grad: Tensor) -> Any: ...
+
+    def block_scores(self, calls: Sequence[Any]) -> Any:
+        """Mean |gradient| of every block, summed over the calls before its magnitude is taken.
+
+        Yields ``(first_row_block, scores float32 [n, col_blocks])`` up to the last row of blocks.
+        """
+        ...
+
+    def gradient_at(self, topology: BlockTopology, call: Any) -> Tensor:
+        """The gradient of one call at other blocks, ``[nnzb of topology, bm, bn]``."""
+        ...
+
+
+def follows_gradients(layer: SparseLayer) -> bool:
+    methods = ("seen_input", "call", "block_scores", "gradient_at", "register_forward_hook")
+    return all(hasattr(layer, method) for method in methods)
 
 
 def is_sparse(module: nn.Module) -> bool:

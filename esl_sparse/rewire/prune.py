@@ -6,23 +6,65 @@ A rule is ``(blocks: ActiveBlocks, count: int) -> positions``: int64 ``[count]``
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from ..ops.select import smallest
 from .blocks import ActiveBlocks
 from .registry import Registry
 
-PruneRule = Callable[[ActiveBlocks, int], Tensor]
 
-PRUNE_RULES: Registry[PruneRule] = Registry("prune")
+@dataclass(frozen=True)
+class AcrossLayers:
+    """A prune rule that looks at all layers together.
+
+    ``rule(layers: list[ActiveBlocks], count: int)`` returns the positions to prune in each layer, ``count``
+    in all.
+    """
+
+    rule: Callable[[Sequence[ActiveBlocks], int], Sequence[Tensor]]
+
+
+@dataclass(frozen=True)
+class OwnCount:
+    """A prune rule that takes the count as a hint: ``rule(blocks, count)`` returns any number of positions.
+
+    As many blocks are grown as it prunes.
+    """
+
+    rule: Callable[[ActiveBlocks, int], Tensor]
+
+
+PruneRule = Callable[[ActiveBlocks, int], Tensor] | AcrossLayers | OwnCount
+
+PRUNE_RULES: Registry[PruneRule] = Registry("prune", (AcrossLayers, OwnCount))
 
 
 @PRUNE_RULES.register("magnitude")
 def magnitude(blocks: ActiveBlocks, count: int) -> Tensor:
     """The smallest mean |w|. (A sum would prune blocks at the weight's edge first.)"""
     return blocks.smallest(blocks.mean(blocks.values.abs()), count)
+
+
+@PRUNE_RULES.register("global_magnitude")
+@AcrossLayers
+def global_magnitude(layers: Sequence[ActiveBlocks], count: int) -> list[Tensor]:
+    """The smallest mean |w| of all layers: one threshold, so layers of smaller weights lose more blocks."""
+    scores = [blocks.mean(blocks.values.abs()) for blocks in layers]
+    device = scores[0].device
+    # An id names a place in its layer; shifted, it names one in the model.
+    shifts = torch.tensor([0, *[blocks.layout.blocks for blocks in layers]]).cumsum(0).tolist()
+    ids = [(blocks.ids + shift).to(device) for blocks, shift in zip(layers, shifts, strict=False)]
+    chosen = smallest(torch.cat([x.to(device) for x in scores]), torch.cat(ids), count, layers[0].seed).sort()
+    ends = torch.tensor([blocks.count for blocks in layers], device=device).cumsum(0)
+    owner = torch.searchsorted(ends, chosen.values, right=True)
+    return [
+        (chosen.values[owner == i] - (ends[i] - blocks.count)).to(blocks.ids.device)
+        for i, blocks in enumerate(layers)
+    ]
 
 
 @PRUNE_RULES.register("set")
@@ -34,11 +76,7 @@ def set_per_sign(blocks: ActiveBlocks, count: int) -> Tensor:
     sum.
     """
     score = blocks.mean(blocks.values.abs())
-    positive = blocks.sum(blocks.values) >= 0
-    is_zero = score == 0
-    zeros, positives, negatives = (
-        group.nonzero().squeeze(1) for group in (is_zero, positive & ~is_zero, ~positive & ~is_zero)
-    )
+    zeros, positives, negatives = _by_sign(blocks, score)
     from_zeros = min(zeros.numel(), count)
     from_positives, from_negatives = _split(count - from_zeros, positives.numel(), negatives.numel())
     return torch.cat(
@@ -48,6 +86,37 @@ def set_per_sign(blocks: ActiveBlocks, count: int) -> Tensor:
             blocks.smallest(score, from_negatives, negatives),
         ]
     )
+
+
+@PRUNE_RULES.register("set_itop")
+@OwnCount
+def set_itop(blocks: ActiveBlocks, count: int) -> Tensor:
+    """For replication only: what the code of ITOP (Liu et al. 2021) does under the name of SET.
+
+    It orders the negative weights from the wrong end: half of ``count`` *strongest* negative weights, less one,
+    are all that stay of them. With as many negative as positive weights about half of all weights go, whatever
+    the fraction (known: sparse_learning issue 19). Zeros go too. Use ``set``.
+    """
+    score = blocks.mean(blocks.values.abs())
+    zeros, positives, negatives = _by_sign(blocks, score)
+    half = -(-count // 2)
+    kept = max(0, min(half, negatives.numel()) - 1)
+    return torch.cat(
+        [
+            zeros,
+            blocks.smallest(score, min(half, positives.numel()), positives),
+            blocks.smallest(score, negatives.numel() - kept, negatives),
+        ]
+    )
+
+
+def _by_sign(blocks: ActiveBlocks, score: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Positions of zero, positive and negative blocks; a block whose entries cancel counts as positive."""
+    positive = blocks.sum(blocks.values) >= 0
+    is_zero = score == 0
+    groups = (is_zero, positive & ~is_zero, ~positive & ~is_zero)
+    zeros, positives, negatives = (group.nonzero().squeeze(1) for group in groups)
+    return zeros, positives, negatives
 
 
 def _split(count: int, a: int, b: int) -> tuple[int, int]:

@@ -1,57 +1,28 @@
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from ..topology import BlockTopology
+from .apportion import apportion
 from .blocks import AbsentBlocks, ActiveBlocks, checked_choice, inside
 from .ever_active import EverActive
-from .grow import GROW_RULES, GrowRule
+from .evolver import Evolver, LayerUpdate, check_finite
+from .grow import GROW_RULES, GradientRule, GrowRule
 from .journal import Journal
-from .layers import SparseLayer, following_layers, rewirable_layers
-from .optimizer_state import param_group, slots
-from .progress import Progress, last
-from .prune import PRUNE_RULES, PruneRule
-from .report import LayerReport, RewireReport
-from .rewiring import Rewiring
+from .layers import SparseLayer, follows_gradients
+from .prune import PRUNE_RULES, AcrossLayers, OwnCount, PruneRule
+from .redistribute import REDISTRIBUTIONS, Redistribution
 from .schedule import SCHEDULES, Decay, UpdateSchedule
-from .select import contains_sorted
+from .sorted_ids import contains_sorted, merge_sorted
+from .watch import CallCounter, EagerSteps, Watch
 
 
-@dataclass(frozen=True)
-class _LayerUpdate:
-    """What one update is going to do to one layer."""
-
-    name: str
-    rewiring: Rewiring
-    topologies: list[BlockTopology]  # of the layer and its followers: rewritten
-    carried: list[tuple[Tensor, Tensor | float]]  # what goes with the blocks, and what grown ones get of it
-    pruned: int
-    ever_active: EverActive
-
-    def report(self) -> LayerReport:
-        topology = self.rewiring.topology
-        grown = self.rewiring.grown.numel()
-        return LayerReport(self.name, self.pruned, grown, topology.density, self.ever_active.share)
-
-    def write(self, journal: Journal) -> None:
-        if self.rewiring.grown.numel() == 0:
-            return
-        for tensor, fill in self.carried:
-            journal.write_(tensor, self.rewiring.carry(tensor, fill))
-        for topology in self.topologies:
-            for own, new in zip(
-                topology.index_tensors(), self.rewiring.topology.index_tensors(), strict=True
-            ):
-                journal.write_(own, new)
-
-
-class Rewirer:
+class Rewirer(Evolver):
     """Prunes and regrows the block-sparse layers of a model while it trains (paper Algorithm 1).
 
     Every ``interval`` iterations a fraction f_decay of each layer's blocks goes, and as many come: exact
@@ -71,19 +42,25 @@ class Rewirer:
         optimizer: any ``torch.optim`` optimiser whose state holds one slot a weight; it holds the layers'
             values.
         prune: name in ``esl.PRUNE_RULES`` or a function; by default SET's rule.
-        grow: name in ``esl.GROW_RULES`` or a function; by default ``"random"``, which needs no gradients.
+        grow: name in ``esl.GROW_RULES`` or a function; by default ``"momentum"``: the absent places of largest
+            gradient, averaged over the last 20 steps. In these steps ``torch.compile`` steps aside.
         alpha: fraction of the blocks rewired at first. interval: iterations between updates (paper: T_iter).
-        t_end: the last iteration at which connections may change (paper: T_end).
+        t_end: the last iteration at which connections may change (paper: T_end). t_start: the first.
         schedule: how the fraction falls: ``"cosine"`` (paper Eq. 2), ``"linear"``, ``"exponential"``,
             ``"constant"``, or a function ``(alpha, t / t_end) -> fraction``.
         protect: updates for which grown blocks cannot be pruned; the fraction is of the other blocks then.
+        redistribute: None: each layer grows as many blocks as it lost. ``"momentum"``, ``"magnitude"``,
+            ``"gradient"`` or a function (see ``esl.rewire.REDISTRIBUTIONS``): layers grow in proportion to the
+            mean of that over their weights; the total of layers with the same block size stays exact, the
+            parameters stay the same objects.
         followers: modules of the same structure that follow ``model``, such as an EMA copy
             (``torch.optim.swa_utils.AveragedModel``).
         generator: source of randomness; by default a new one, seeded from torch's own.
 
     Raises:
         ValueError: no sparse layer; values that the optimiser does not hold; optimiser state that cannot
-            follow (LBFGS); followers of another structure; at an update, weights that are NaN or infinite.
+            follow (LBFGS); followers of another structure; a layer that cannot follow gradients under a rule
+            that needs them; at an update, weights or gradients that are NaN or infinite.
     """
 
     def __init__(
@@ -92,196 +69,283 @@ class Rewirer:
         optimizer: Optimizer,
         *,
         prune: str | PruneRule = "set",
-        grow: str | GrowRule = "random",
+        grow: str | GrowRule = "momentum",
         alpha: float = 0.5,
         interval: int = 1000,
         t_end: int,
+        t_start: int = 0,
         schedule: str | Decay = "cosine",
         protect: int = 0,
+        redistribute: str | Redistribution | None = None,
         followers: Iterable[nn.Module] = (),
         generator: torch.Generator | None = None,
     ) -> None:
-        if not isinstance(optimizer, Optimizer):
-            raise TypeError(f"optimizer: expected a torch.optim.Optimizer, got {type(optimizer).__name__}")
-        if not isinstance(protect, int) or protect < 0:
-            raise ValueError(f"protect: expected a number of updates, 0 or more, got {protect!r}")
-        self.optimizer = optimizer
-        self.schedule = UpdateSchedule(SCHEDULES.resolve(schedule), alpha, interval, t_end)
-        self.protect = protect
+        super().__init__(model, optimizer, protect=protect, followers=followers, generator=generator)
+        self.schedule = UpdateSchedule(SCHEDULES.resolve(schedule), alpha, interval, t_end, t_start)
         self._prune_rule = PRUNE_RULES.resolve(prune)
         self._grow_rule = GROW_RULES.resolve(grow)
-        self._layers = rewirable_layers(model)
-        self._followers = [following_layers(self._layers, follower) for follower in followers]
-        if generator is None:
-            seed = int(torch.randint(torch.iinfo(torch.int64).max, (), device="cpu"))
-            generator = torch.Generator(device="cpu").manual_seed(seed)
-        self.generator = generator
-        self._progress = Progress.start(self._layers)
-        for name, layer in self._trained_layers().items():
-            self._carried(name, layer, self._copies(name, layer))  # can all of it follow? Say so now
-
-    @property
-    def iteration(self) -> int:
-        """Calls of :meth:`step` so far."""
-        return self._progress.iteration
-
-    @property
-    def ever_active(self) -> Mapping[str, EverActive]:
-        """By layer: the record of the blocks that have been active at any time."""
-        return self._progress.ever_active
-
-    @torch.no_grad()
-    def step(self) -> RewireReport | None:
-        """Call after each ``optimizer.step()``. Rewires when it is time, and then says what it did.
-
-        If anything raises, model, optimiser, followers and this object are as before the call.
-        """
-        iteration = self.iteration + 1
-        if not self.schedule.due(iteration):
-            self._progress = replace(self._progress, iteration=iteration)
-            return None
-        with Journal() as journal:
-            generator_state = self.generator.get_state()
-            journal.note(lambda: self.generator.set_state(generator_state))
-            fraction = self.schedule.fraction(iteration)
-            updates = self._plan(fraction)
-            report = RewireReport(iteration, fraction, tuple(update.report() for update in updates))
-            progress = self._progress_after(iteration, updates)
-            for update in updates:
-                update.write(journal)
-            journal.assign(self, "_progress", progress)
-        return report
+        self._redistribution = None if redistribute is None else REDISTRIBUTIONS.resolve(redistribute)
+        if isinstance(self._grow_rule, GradientRule):
+            for name, layer in self._layers.items():
+                if not follows_gradients(layer):
+                    raise ValueError(
+                        f"grow: {name} ({type(layer).__name__}) cannot say what its absent weights' gradients "
+                        "are; use 'random' or 'random_unfired'"
+                    )
+        self._watches: dict[str, Watch] = {}
+        self._counters: dict[str, CallCounter] = {}
+        self._several: dict[str, bool] = {}
+        self._eager = EagerSteps()
+        weakref.finalize(self, _close, self._watches, self._counters, self._eager)
+        self._prepare()
 
     # Plan: everything is chosen and checked before anything is written
 
-    def _plan(self, fraction: float) -> list[_LayerUpdate]:
+    def _due(self, iteration: int) -> bool:
+        return self.schedule.due(iteration)
+
+    def _plan(self, iteration: int, journal: Journal) -> tuple[float, list[LayerUpdate]]:
         """Prune all layers, then grow all layers."""
+        fraction = self.schedule.fraction(iteration)
         layers = self._trained_layers()
         for name, layer in layers.items():
-            _check_finite(name, layer)
-        pruned = {name: self._prune(name, layer, fraction) for name, layer in layers.items()}
-        return [self._grow(name, layer, pruned[name]) for name, layer in layers.items()]
+            check_finite(name, layer)
+        pruned = self._prune(layers, fraction)
+        counts = self._counts(layers, pruned)
+        return fraction, [self._grow(name, layers[name], pruned[name], counts[name]) for name in layers]
 
-    def _prune(self, name: str, layer: SparseLayer, fraction: float) -> Tensor:
-        """Positions of the blocks that go, int64."""
+    def _prune(self, layers: dict[str, SparseLayer], fraction: float) -> dict[str, Tensor]:
+        """Positions of the blocks that go, int64 and sorted, by layer."""
+        rule = self._prune_rule
+        if isinstance(rule, AcrossLayers):
+            return self._prune_across(rule, layers, fraction)
+        chosen = {}
+        for name, layer in layers.items():
+            blocks, prunable = self._prunable(name, layer)
+            count = round(fraction * blocks.count)
+            if count == 0:
+                positions = blocks.ids.new_empty(0)
+            elif isinstance(rule, OwnCount):
+                positions = checked_choice("prune", name, rule.rule(blocks, count), None, blocks.count)
+            else:
+                positions = checked_choice("prune", name, rule(blocks, count), count, blocks.count)
+            chosen[name] = positions if prunable is None else prunable[positions]
+        return chosen
+
+    def _prune_across(
+        self, rule: AcrossLayers, layers: dict[str, SparseLayer], fraction: float
+    ) -> dict[str, Tensor]:
+        choices = {name: self._prunable(name, layer) for name, layer in layers.items()}
+        every = [blocks for blocks, _ in choices.values()]
+        count = sum(round(fraction * blocks.count) for blocks in every)
+        found = rule.rule(every, count) if count else [blocks.ids.new_empty(0) for blocks in every]
+        chosen = {}
+        for (name, (blocks, prunable)), positions in zip(choices.items(), found, strict=True):
+            positions = checked_choice("prune", name, positions, None, blocks.count)
+            chosen[name] = positions if prunable is None else prunable[positions]
+        if (got := sum(positions.numel() for positions in chosen.values())) != count:
+            raise ValueError(f"prune: expected the rule to choose {count} blocks in all, got {got}")
+        return chosen
+
+    def _prunable(self, name: str, layer: SparseLayer) -> tuple[ActiveBlocks, Tensor | None]:
+        """The blocks that are not protected, and their positions (None: all)."""
         ids = layer.topology.block_ids()
         values, valid = inside(layer)
         grad = layer.values.grad
         if grad is not None and valid is not None:
             grad = grad.masked_fill(~valid, 0)
-        prunable = self._prunable(name, ids)
-        if prunable is not None:
+        prunable = None
+        if recent := self._progress.recent[name]:
+            protected = torch.cat(recent).to(ids.device).sort().values
+            prunable = (~contains_sorted(protected, ids)).nonzero().squeeze(1)
             ids, values = ids[prunable], values[prunable]
             grad, valid = (None if entries is None else entries[prunable] for entries in (grad, valid))
-        count = round(fraction * ids.numel())
-        if count == 0:
-            return ids.new_empty(0)
-        blocks = ActiveBlocks(
-            name, layer.topology.layout, ids, values, grad, valid, self._seed(), self.generator
-        )
-        chosen = checked_choice("prune", name, self._prune_rule(blocks, count), count, ids.numel())
-        return chosen if prunable is None else prunable[chosen]
+        layout = layer.topology.layout
+        return ActiveBlocks(name, layout, ids, values, grad, valid, self._seed(), self.generator), prunable
 
-    def _prunable(self, name: str, ids: Tensor) -> Tensor | None:
-        """Positions of the blocks that are not protected; None: all."""
-        recent = self._progress.recent[name]
-        if not recent:
-            return None
-        protected = torch.cat(recent).to(ids.device).sort().values
-        return (~contains_sorted(protected, ids)).nonzero().squeeze(1)
+    def _counts(self, layers: dict[str, SparseLayer], pruned: dict[str, Tensor]) -> dict[str, int]:
+        """How many blocks each layer grows."""
+        counts = {name: positions.numel() for name, positions in pruned.items()}
+        if self._redistribution is None:
+            return counts
+        for names in _of_one_block_size(layers):
+            worth = [self._worth(name, layers[name]) for name in names]
+            room = [
+                layers[name].topology.layout.blocks - layers[name].topology.nnzb + counts[name]
+                for name in names
+            ]
+            shared = apportion(sum(counts[name] for name in names), worth, room)
+            counts.update(zip(names, shared, strict=True))
+        return counts
 
-    def _grow(self, name: str, layer: SparseLayer, pruned: Tensor) -> _LayerUpdate:
+    def _worth(self, name: str, layer: SparseLayer) -> float:
+        """Mean magnitude of what counts in redistribution, over the weights that there are."""
+        assert self._redistribution is not None
+        values, valid = inside(layer)
+        try:
+            worth = self._redistribution(values, layer.values.grad, self.optimizer.state.get(layer.values, {}))
+        except ValueError as error:
+            raise ValueError(f"redistribute: {name}: {error}") from error
+        if valid is not None:
+            worth = worth.masked_fill(~valid, 0)
+        mean = float(worth.abs().sum(dtype=torch.float64)) / max(1, layer.topology.nnz)
+        if not mean < float("inf"):
+            raise ValueError(f"redistribute: {name}: expected finite numbers, their mean is {mean}")
+        return mean
+
+    def _grow(self, name: str, layer: SparseLayer, pruned: Tensor, count: int) -> LayerUpdate:
         stays = torch.ones(layer.topology.nnzb, dtype=torch.bool, device=pruned.device)
         stays[pruned] = False
-        chosen, record = self._choose(name, layer, stays, pruned.numel())
-        rewiring = Rewiring.of(layer.topology, stays, chosen)
-        copies = self._copies(name, layer)
-        topologies = [layer.topology, *(copy.topology for copy in copies)]
-        carried = self._carried(name, layer, copies)
-        return _LayerUpdate(name, rewiring, topologies, carried, pruned.numel(), record)
+        chosen, record, note = self._choose(name, layer, stays, pruned, count)
+        return self._moved(name, layer, stays, chosen, record, note=note)
 
-    def _choose(self, name: str, layer: SparseLayer, stays: Tensor, count: int) -> tuple[Tensor, EverActive]:
-        """Ids to grow, sorted, and the ever-active record that includes them."""
+    def _choose(
+        self, name: str, layer: SparseLayer, stays: Tensor, pruned: Tensor, count: int
+    ) -> tuple[Tensor, EverActive, str]:
+        """Ids to grow, sorted, the ever-active record that includes them, and what could not be done."""
         ids, layout = layer.topology.block_ids(), layer.topology.layout
-        # Blocks may have been loaded into the layer since the last update.
-        record = self._progress.ever_active[name].to(ids.device).including(ids)
+        record = self._record(name, ids)
+        seed = self._seed()
         if count == 0:
-            return ids.new_empty(0), record
-        absent = AbsentBlocks(name, layout, ids[stays], record, self._seed(), self.generator)
-        chosen = checked_choice("grow", name, self._grow_rule(absent, count), count, layout.blocks)
+            return ids.new_empty(0), record, ""
+        rule, candidates, note = self._grow_rule, None, ""
+        if isinstance(rule, GradientRule):
+            candidates, note = self._watches[name].candidates(pruned)
+            if candidates is None:
+                rule = GROW_RULES["random"]
+        absent = AbsentBlocks(name, layout, ids[stays], record, seed, self.generator, candidates)
+        chosen = checked_choice("grow", name, rule(absent, count), count, layout.blocks)
         if not absent.contains(chosen).all():
             raise ValueError(f"grow: the rule chose blocks of {name} that are active")
-        return chosen, record.including(chosen)
+        return chosen, record.including(chosen), note
 
-    def _seed(self) -> int:
-        return int(torch.randint(1 << 62, (), generator=self.generator, device=self.generator.device))
+    # Gradients of absent places
 
-    def _carried(
-        self, name: str, layer: SparseLayer, copies: list[SparseLayer]
-    ) -> list[tuple[Tensor, Tensor | float]]:
-        """Tensors ``[nnzb, ...]`` that go with a layer's blocks, and what a grown block gets of each."""
-        carried: list[tuple[Tensor, Tensor | float]] = [(layer.values, 0.0)]
-        if layer.values.grad is not None:
-            carried.append((layer.values.grad, 0.0))
-        carried.extend((copy.values, 0.0) for copy in copies)
-        carried.extend(slots(self.optimizer, self._group(name, layer), layer.values))
-        return carried
+    def _after_optimizer_step(self) -> None:
+        for watch in (*self._watches.values(), *self._counters.values()):
+            watch.commit()
 
-    def _copies(self, name: str, layer: SparseLayer) -> list[SparseLayer]:
-        """The followers' copies of a layer; raises unless their blocks stand where the layer's do."""
-        copies = [follower[name] for follower in self._followers]
-        for copy in copies:
-            pairs = zip(copy.topology.index_tensors(), layer.topology.index_tensors(), strict=True)
-            if not all(torch.equal(theirs.to(ours.device), ours) for theirs, ours in pairs):
-                raise ValueError(f"followers: the blocks of {name} stand elsewhere than in the model")
-        return copies
+    def _skipped(self) -> None:
+        for watch in (*self._watches.values(), *self._counters.values()):
+            watch.discard()
 
-    def _progress_after(self, iteration: int, updates: list[_LayerUpdate]) -> Progress:
-        ever_active, recent = dict(self._progress.ever_active), dict(self._progress.recent)
-        for update in updates:
-            ever_active[update.name] = update.ever_active
-            grown = update.rewiring.topology.block_ids()[update.rewiring.grown]
-            recent[update.name] = last((*recent[update.name], grown), self.protect)
-        return Progress(iteration, ever_active, recent)
+    def _prepare(self) -> None:
+        """Watch the coming step if it belongs to the window of an update; count calls in the one before."""
+        rule = self._grow_rule
+        if not isinstance(rule, GradientRule):
+            return
+        calls = {name: watch.calls for name, watch in {**self._counters, **self._watches}.items()}
+        self._several.update({name: n > 1 for name, n in calls.items() if n})
+        into = self._into_window(rule)
+        if into is None or into <= 0:
+            _clear(self._watches)
+        _clear(self._counters)
+        if into == 0:
+            self._watches.update(self._new_watches(rule))
+        elif into == -1:
+            self._counters.update({name: CallCounter(x) for name, x in self._trained_layers().items()})
+        for watch in self._watches.values():
+            watch.calls = 0
+        self._eager.switch(on=bool(self._watches or self._counters))
 
-    # Layers
+    def _into_window(self, rule: GradientRule) -> int | None:
+        """Steps from the start of the next update's window to the coming step; None: there is no next update."""
+        update = self.schedule.next(self.iteration)
+        return None if update is None else self.iteration + self._window(rule) - update
 
-    def _trained_layers(self) -> dict[str, SparseLayer]:
-        trained = {name: layer for name, layer in self._layers.items() if layer.values.requires_grad}
-        for name, layer in trained.items():
-            self._group(name, layer)
-        return trained
+    def _is_watching(self, rule: GradientRule) -> bool:
+        into = self._into_window(rule)
+        return into is not None and into >= 0
 
-    def _group(self, name: str, layer: SparseLayer) -> dict[str, Any]:
-        group = param_group(self.optimizer, layer.values)
-        if group is None:
-            raise ValueError(
-                f"optimizer: does not hold {name}.values; make it from the sparse model's parameters, "
-                "or give it to sparsify(..., optimizer=)"
-            )
-        return group
+    def _window(self, rule: GradientRule) -> int:
+        return min(rule.window, self.schedule.interval)
+
+    def _new_watches(
+        self, rule: GradientRule, saved: Mapping[str, Mapping[str, Any]] | None = None
+    ) -> dict[str, Watch]:
+        """Of all layers; with what was saved of them, where it was."""
+        update = self.schedule.next(self.iteration)
+        assert update is not None
+        layers = self._trained_layers()
+        most = self._most_grown(layers, self.schedule.fraction(update))
+        watches: dict[str, Watch] = {}
+        try:
+            for name, layer in layers.items():
+                seed = 0 if saved and name in saved else self._seed()
+                several = self._several.get(name)
+                watch = Watch(name, layer, rule, most[name], self._window(rule), seed, several)
+                watches[name] = watch
+                if saved and name in saved:
+                    watch.load_state_dict(saved[name])
+        except BaseException:
+            _clear(watches)
+            raise
+        return watches
+
+    def _most_grown(self, layers: dict[str, SparseLayer], fraction: float) -> dict[str, int]:
+        """The most blocks that an update can make each layer grow."""
+        of_layer = {name: layer.topology.nnzb for name, layer in layers.items()}
+        if not isinstance(self._prune_rule, OwnCount):
+            of_layer = {name: round(fraction * nnzb) for name, nnzb in of_layer.items()}
+        if self._redistribution is not None:
+            most = {
+                name: sum(of_layer[other] for other in names)
+                for names in _of_one_block_size(layers)
+                for name in names
+            }
+        elif isinstance(self._prune_rule, AcrossLayers):
+            most = {name: min(sum(of_layer.values()), layers[name].topology.nnzb) for name in layers}
+        else:
+            return of_layer
+        return most
 
     # Checkpoints
 
     def state_dict(self) -> dict[str, Any]:
-        """Iteration, random state, what was ever active: with it a resumed run chooses as this one would.
+        """Iteration, random state, what was ever active, and gradients followed so far.
 
-        Tensors and plain values: ``torch.load(weights_only=True)`` reads it.
+        With it a resumed run chooses as this one would. Tensors and plain values: ``torch.load(weights_only=True)``
+        reads it. Taken between :meth:`step` and the next backward.
         """
-        return {**self._progress.state_dict(), "generator": self.generator.get_state()}
+        watches = {name: watch.state_dict() for name, watch in self._watches.items()}
+        return {**super().state_dict(), "watches": watches, "several": dict(self._several)}
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue from :meth:`state_dict`. Nothing is changed unless all of it fits; else ``ValueError``."""
-        progress = Progress.from_state_dict(state, self._layers, self.protect)
-        try:
-            self.generator.set_state(state["generator"])
-        except (KeyError, RuntimeError, TypeError) as error:
-            raise ValueError(f"state_dict: generator: {error!r}") from error
-        self._progress = progress
+    def _load(self, state: Mapping[str, Any]) -> None:
+        rule, watches = self._grow_rule, {}
+        several, saved = state.get("several", {}), state.get("watches", {})
+        if not isinstance(several, dict) or not isinstance(saved, dict):
+            raise ValueError("state_dict: expected watches and several by layer")
+        if isinstance(rule, GradientRule) and self._is_watching(rule):
+            try:
+                watches = self._new_watches(rule, saved)
+            except (AttributeError, KeyError, TypeError, ValueError) as error:
+                raise ValueError(f"state_dict: {error}") from error
+        _clear(self._watches)
+        self._watches.update(watches)
+        self._several.clear()
+        self._several.update({str(name): bool(flag) for name, flag in several.items()})
+        _clear(self._counters)
+        if isinstance(rule, GradientRule) and self._into_window(rule) == -1:
+            self._counters.update({name: CallCounter(x) for name, x in self._trained_layers().items()})
+        self._eager.switch(on=bool(self._watches or self._counters))
 
 
-def _check_finite(name: str, layer: SparseLayer) -> None:
-    values, _ = inside(layer)
-    if values.numel() and not all(end.isfinite() for end in values.aminmax()):
-        bad = int((~values.isfinite()).sum())
-        raise ValueError(f"{name}: {bad} of {layer.topology.nnz} weights are NaN or infinite")
+def _of_one_block_size(layers: Mapping[str, SparseLayer]) -> list[list[str]]:
+    """Names of the layers whose blocks hold equally many weights: blocks can move between them."""
+    groups: dict[int, list[str]] = {}
+    for name, layer in layers.items():
+        layout = layer.topology.layout
+        groups.setdefault(layout.bm * layout.bn, []).append(name)
+    return list(groups.values())
+
+
+def _clear(watches: dict[str, Any]) -> None:
+    for watch in watches.values():
+        watch.close()
+    watches.clear()
+
+
+def _close(watches: dict[str, Watch], counters: dict[str, CallCounter], eager: EagerSteps) -> None:
+    _clear(watches)
+    _clear(counters)
+    eager.switch(on=False)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ..topology import BlockTopology
-from .select import contains_sorted, merge_sorted
+from .sorted_ids import contains_sorted, merge_sorted
 
 
 @dataclass(frozen=True)
@@ -16,7 +16,7 @@ class Rewiring:
     Attributes:
         topology: the new one, free-standing.
         source: int32 ``[nnzb]``: position before the update; 0, meaning nothing, for grown blocks.
-        grown: int64 positions of the blocks that were absent before.
+        grown: int64 positions of the blocks that are new.
     """
 
     topology: BlockTopology
@@ -24,29 +24,35 @@ class Rewiring:
     grown: Tensor
 
     @classmethod
-    def of(cls, topology: BlockTopology, stays: Tensor, chosen: Tensor) -> Rewiring:
+    def of(cls, topology: BlockTopology, stays: Tensor, chosen: Tensor, renew: bool = False) -> Rewiring:
         """Take away blocks and add others.
 
         Args:
             topology: the present one. stays: which of its blocks stay, bool ``[nnzb]``.
-            chosen: ids to add, sorted; some may be those of blocks that do not stay.
+            chosen: ids to add, sorted; some may be those of blocks that do not stay. These keep what they
+                hold, or, with ``renew``, are as new as the others.
         """
-        new_ids, source, grown = _move(topology.block_ids(), stays, chosen)
+        new_ids, source, grown = _move(topology.block_ids(), stays, chosen, renew)
         return cls(BlockTopology.from_block_ids(new_ids, topology.layout), source, grown)
 
     def carry(self, tensor: Tensor, fill: Tensor | float = 0.0) -> Tensor:
-        """``tensor [nnzb, ...]`` in the new order; grown blocks hold ``fill``, a number or ``[1, ...]``."""
-        moved = tensor.detach().index_select(0, self.source.to(tensor.device))
+        """``tensor [n, ...]`` in the new order; grown blocks hold ``fill``: a number, ``[1, ...]``, or one for
+        each of them."""
+        moved = tensor.detach().new_empty(self.source.numel(), *tensor.shape[1:])
+        if len(tensor):
+            torch.index_select(tensor.detach(), 0, self.source.to(tensor.device), out=moved)
         moved[self.grown.to(tensor.device)] = torch.as_tensor(fill, dtype=moved.dtype, device=moved.device)
         return moved
 
 
-def _move(ids: Tensor, stays: Tensor, chosen: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _move(ids: Tensor, stays: Tensor, chosen: Tensor, renew: bool) -> tuple[Tensor, Tensor, Tensor]:
     """The new sorted ids, and `source` and `grown` of :class:`Rewiring`."""
     new_ids, is_chosen = merge_sorted(ids[stays], chosen)
-    is_regrown = contains_sorted(ids, chosen)
     source = torch.zeros_like(new_ids, dtype=torch.int32)
     source[~is_chosen] = stays.nonzero().squeeze(1).int()
     places = is_chosen.nonzero().squeeze(1)
+    if renew:
+        return new_ids, source, places
+    is_regrown = contains_sorted(ids, chosen)
     source[places[is_regrown]] = torch.searchsorted(ids, chosen[is_regrown]).int()
     return new_ids, source, places[~is_regrown]

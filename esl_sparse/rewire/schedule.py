@@ -39,32 +39,48 @@ def exponential(alpha: float, progress: float) -> float:
 
 @dataclass(frozen=True)
 class UpdateSchedule:
-    """Updates at ``interval, 2 interval, ...`` up to and including ``t_end``; none at iteration 0."""
+    """Updates at the multiples of ``interval`` from ``t_start`` to ``t_end``, both included; none at 0."""
 
     decay: Decay
     alpha: float
     interval: int
     t_end: int
+    t_start: int = 0
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.alpha <= 1.0:
             raise ValueError(f"alpha: expected a fraction from 0 to 1, got {self.alpha!r}")
-        for name in ("interval", "t_end"):
+        for name, least in (("interval", 1), ("t_end", 1), ("t_start", 0)):
             n = getattr(self, name)
             if not isinstance(n, int) or isinstance(n, bool):
                 raise TypeError(f"{name}: expected a number of iterations (int), got {type(n).__name__}")
-            if n < 1:
-                raise ValueError(f"{name}: expected at least 1, got {n}")
-        if self.t_end < 3 * self.interval:
-            updates = self.t_end // self.interval
+            if n < least:
+                raise ValueError(f"{name}: expected at least {least}, got {n}")
+        if self.updates < 3:
+            since = f"from t_start={self.t_start} " if self.t_start else ""
             warnings.warn(
-                f"t_end={self.t_end} leaves {updates} update{'' if updates == 1 else 's'} at "
+                f"t_end={self.t_end} leaves {self.updates} update{'' if self.updates == 1 else 's'} {since}at "
                 f"interval={self.interval}: connections hardly evolve; use a smaller interval",
-                stacklevel=4,
+                stacklevel=5,
             )
 
+    @property
+    def updates(self) -> int:
+        """How many there are in all."""
+        return max(0, self.t_end // self.interval - self.first // self.interval + 1)
+
+    @property
+    def first(self) -> int:
+        """Iteration of the first update, if it is not past t_end."""
+        return max(1, -(-self.t_start // self.interval)) * self.interval
+
     def due(self, iteration: int) -> bool:
-        return 0 < iteration <= self.t_end and iteration % self.interval == 0
+        return self.first <= iteration <= self.t_end and iteration % self.interval == 0
+
+    def next(self, iteration: int) -> int | None:
+        """The first update after an iteration; None: there is none any more."""
+        coming = max(self.first, (iteration // self.interval + 1) * self.interval)
+        return coming if coming <= self.t_end else None
 
     def fraction(self, iteration: int) -> float:
         """f_decay of this iteration, 0 to 1."""

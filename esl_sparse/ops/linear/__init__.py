@@ -1,3 +1,3 @@
-from .op import linear, linear_packed
+from .op import linear, linear_grad_values, linear_packed
 
-__all__ = ["linear", "linear_packed"]
+__all__ = ["linear", "linear_grad_values", "linear_packed"]

@@ -275,3 +275,22 @@ def linear_packed(
     call = Call(lay.rows, lay.cols, x.T, x.B, x.planes, x.scale, panels)
     y = apply(_Linear, x.carrier, x.words, values, bias, *topology.index_tensors(), call)[0]
     return y if panels else y.view(x.T, x.B, lay.rows)
+
+
+def linear_grad_values(x: Tensor | PackedSpikes, grad: Tensor, topology: BlockTopology) -> Tensor:
+    """Gradient of the values that a linear map *would* have at this topology; no autograd.
+
+    Args:
+        x: spikes ``(T, B, cols)`` or float rows ``[N, cols]``. grad: of the output, ``[T * B or N, rows]``.
+
+    Returns:
+        ``[nnzb, bm, bn]``, in float32 unless grad is float64.
+    """
+    lay = topology.layout
+    dtype = torch.float64 if grad.dtype == torch.float64 else torch.float32
+    values = torch.empty(topology.nnzb, lay.bm, lay.bn, dtype=dtype, device=grad.device)  # only its shape is used
+    if isinstance(x, PackedSpikes):
+        source, call = x.words, Call(lay.rows, lay.cols, x.T, x.B, x.planes, x.scale, False)
+    else:
+        source, call = x.to(grad.dtype), Call(lay.rows, lay.cols, 1, x.shape[0], 0, 1.0, False)
+    return linear_backward_op(grad, source, values, *topology.index_tensors(), *call, False, 2)[1]

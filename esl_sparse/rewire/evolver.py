@@ -1,0 +1,276 @@
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from ..topology import BlockTopology
+from .blocks import inside
+from .ever_active import EverActive
+from .journal import Journal
+from .layers import SparseLayer, following_layers, rewirable_layers
+from .optimizer_state import param_group, slots
+from .progress import Progress, last
+from .report import LayerReport, RewireReport
+from .rewiring import Rewiring
+
+
+@dataclass(frozen=True)
+class LayerUpdate:
+    """What one update is going to do to one layer."""
+
+    name: str
+    rewiring: Rewiring
+    topologies: list[BlockTopology]  # of the layer and its followers: rewritten
+    carried: list[tuple[Tensor, Tensor | float]]  # what goes with the blocks, and what grown ones get of it
+    pruned: int
+    ever_active: EverActive
+    note: str = ""
+
+    def report(self) -> LayerReport:
+        topology = self.rewiring.topology
+        grown = self.rewiring.grown.numel()
+        return LayerReport(self.name, self.pruned, grown, topology.density, self.ever_active.share, self.note)
+
+    def write(self, journal: Journal) -> None:
+        if self.rewiring.grown.numel() == 0 and self.rewiring.topology.nnzb == self.topologies[0].nnzb:
+            return
+        for tensor, fill in self.carried:
+            journal.write_(tensor, self.rewiring.carry(tensor, fill))
+        for topology in self.topologies:
+            # Each gets memory of its own: where the size changes, the index takes over what it is given.
+            for own, new in zip(
+                topology.index_tensors(), self.rewiring.topology.index_tensors(), strict=True
+            ):
+                journal.write_(own, new.to(own.device, copy=True) if own.shape != new.shape else new)
+
+
+class Evolver:
+    """Base of the methods that rewire a model while it trains.
+
+    It counts the optimiser's steps, moves blocks with all that belongs to them (gradient, optimiser slots,
+    followers), remembers which blocks were ever active, and makes an update happen whole or not at all. A
+    subclass says when (`_due`) and what (`_plan`).
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: Optimizer,
+        *,
+        protect: int,
+        followers: Iterable[nn.Module],
+        generator: torch.Generator | None,
+    ) -> None:
+        if not isinstance(optimizer, Optimizer):
+            raise TypeError(f"optimizer: expected a torch.optim.Optimizer, got {type(optimizer).__name__}")
+        if not isinstance(protect, int) or protect < 0:
+            raise ValueError(f"protect: expected a number of updates, 0 or more, got {protect!r}")
+        self.optimizer = optimizer
+        self.protect = protect
+        self._layers = rewirable_layers(model)
+        self._followers = [following_layers(self._layers, follower) for follower in followers]
+        if generator is None:
+            seed = int(torch.randint(torch.iinfo(torch.int64).max, (), device="cpu"))
+            generator = torch.Generator(device="cpu").manual_seed(seed)
+        self.generator = generator
+        self._progress = Progress.start(self._layers)
+        for name, layer in self._trained_layers().items():
+            self._carried(name, layer, self._copies(name, layer))  # can all of it follow? Say so now
+        self._stepped = False
+        _after_each_step(self)
+
+    @property
+    def iteration(self) -> int:
+        """Optimiser steps that :meth:`step` was called for."""
+        return self._progress.iteration
+
+    @property
+    def ever_active(self) -> Mapping[str, EverActive]:
+        """By layer: the record of the blocks that have been active at any time."""
+        return self._progress.ever_active
+
+    @torch.no_grad()
+    def step(self) -> RewireReport | None:
+        """Call after each ``optimizer.step()``. Rewires when it is time, and then says what it did.
+
+        A call without an optimiser step since the last one (``GradScaler`` skips those with an overflow) is not
+        counted. If anything raises, model, optimiser, followers and this object are as before the call.
+        """
+        if not self._stepped:
+            self._skipped()
+            return None
+        iteration = self.iteration + 1
+        report = self._update(iteration) if self._due(iteration) else None
+        if report is None:
+            self._progress = replace(self._progress, iteration=iteration)
+        self._stepped = False
+        self._prepare()
+        return report
+
+    def _update(self, iteration: int) -> RewireReport:
+        with Journal() as journal:
+            generator_state = self.generator.get_state()
+            journal.note(lambda: self.generator.set_state(generator_state))
+            fraction, updates = self._plan(iteration, journal)
+            report = RewireReport(iteration, fraction, tuple(update.report() for update in updates))
+            progress = self._progress_after(iteration, updates)
+            for update in updates:
+                update.write(journal)
+            journal.assign(self, "_progress", progress)
+        return report
+
+    # What a method decides
+
+    def _due(self, iteration: int) -> bool:
+        raise NotImplementedError
+
+    def _plan(self, iteration: int, journal: Journal) -> tuple[float, list[LayerUpdate]]:
+        """The fraction to rewire and what becomes of each layer, chosen and checked before anything is written.
+
+        What is written on the way goes into the journal.
+        """
+        raise NotImplementedError
+
+    def _prepare(self) -> None:
+        """Look ahead to the next training step."""
+
+    def _skipped(self) -> None:
+        """The optimiser did not take the step whose gradients may have been seen."""
+
+    def _after_optimizer_step(self) -> None:
+        """The optimiser has taken a step; gradients are still there."""
+
+    # For subclasses
+
+    def _moved(
+        self,
+        name: str,
+        layer: SparseLayer,
+        stays: Tensor,
+        chosen: Tensor,
+        record: EverActive,
+        *,
+        more: Iterable[tuple[Tensor, Tensor | float]] = (),
+        renew: bool = False,
+        note: str = "",
+    ) -> LayerUpdate:
+        """The update that leaves the blocks that stay and adds the chosen ids; ``more`` goes with the blocks."""
+        rewiring = Rewiring.of(layer.topology, stays, chosen, renew)
+        copies = self._copies(name, layer)
+        topologies = [layer.topology, *(copy.topology for copy in copies)]
+        carried = [*self._carried(name, layer, copies), *more]
+        pruned = stays.numel() - int(stays.sum())
+        return LayerUpdate(name, rewiring, topologies, carried, pruned, record, note)
+
+    def _record(self, name: str, ids: Tensor) -> EverActive:
+        """The ever-active record with the blocks that are there: some may have been loaded since."""
+        return self._progress.ever_active[name].to(ids.device).including(ids)
+
+    def _seed(self) -> int:
+        return int(torch.randint(1 << 62, (), generator=self.generator, device=self.generator.device))
+
+    def _carried(
+        self, name: str, layer: SparseLayer, copies: list[SparseLayer]
+    ) -> list[tuple[Tensor, Tensor | float]]:
+        """Tensors ``[nnzb, ...]`` that go with a layer's blocks, and what a grown block gets of each."""
+        carried: list[tuple[Tensor, Tensor | float]] = [(layer.values, 0.0)]
+        if layer.values.grad is not None:
+            carried.append((layer.values.grad, 0.0))
+        carried.extend((copy.values, 0.0) for copy in copies)
+        carried.extend(slots(self.optimizer, self._group(name, layer), layer.values))
+        return carried
+
+    def _copies(self, name: str, layer: SparseLayer) -> list[SparseLayer]:
+        """The followers' copies of a layer; raises unless their blocks stand where the layer's do."""
+        copies = [follower[name] for follower in self._followers]
+        for copy in copies:
+            pairs = zip(copy.topology.index_tensors(), layer.topology.index_tensors(), strict=True)
+            if not all(torch.equal(theirs.to(ours.device), ours) for theirs, ours in pairs):
+                raise ValueError(f"followers: the blocks of {name} stand elsewhere than in the model")
+        return copies
+
+    def _progress_after(self, iteration: int, updates: list[LayerUpdate]) -> Progress:
+        ever_active, recent = dict(self._progress.ever_active), dict(self._progress.recent)
+        for update in updates:
+            ever_active[update.name] = update.ever_active
+            grown = update.rewiring.topology.block_ids()[update.rewiring.grown] if self.protect else None
+            recent[update.name] = () if grown is None else last((*recent[update.name], grown), self.protect)
+        return Progress(iteration, ever_active, recent)
+
+    def _trained_layers(self) -> dict[str, SparseLayer]:
+        trained = {name: layer for name, layer in self._layers.items() if layer.values.requires_grad}
+        for name, layer in trained.items():
+            self._group(name, layer)
+        return trained
+
+    def _group(self, name: str, layer: SparseLayer) -> dict[str, Any]:
+        group = param_group(self.optimizer, layer.values)
+        if group is None:
+            raise ValueError(
+                f"optimizer: does not hold {name}.values; make it from the sparse model's parameters, "
+                "or give it to sparsify(..., optimizer=)"
+            )
+        return group
+
+    # Checkpoints
+
+    def state_dict(self) -> dict[str, Any]:
+        """Iteration, random state, what was ever active: with it a resumed run chooses as this one would.
+
+        Tensors and plain values: ``torch.load(weights_only=True)`` reads it.
+        """
+        return {**self._progress.state_dict(), "generator": self.generator.get_state()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from :meth:`state_dict`, once the model's is loaded.
+
+        Nothing is changed unless all of it fits; else ``ValueError``.
+        """
+        progress = Progress.from_state_dict(state, self._layers, self.protect)
+        with Journal() as journal:
+            before = self.generator.get_state()
+            journal.note(lambda: self.generator.set_state(before))
+            try:
+                self.generator.set_state(state["generator"])
+            except (KeyError, RuntimeError, TypeError) as error:
+                raise ValueError(f"state_dict: generator: {error!r}") from error
+            journal.assign(self, "_progress", progress)
+            self._load(state)
+        self._stepped = False
+
+    def _load(self, state: Mapping[str, Any]) -> None:
+        """Take over what a subclass saved beside this class's state; the last thing that can fail."""
+
+
+def check_finite(name: str, layer: SparseLayer) -> None:
+    """Raise unless all weights, and the gradients if there are any, are finite."""
+    values, valid = inside(layer)
+    entries = {"weights": values}
+    if layer.values.grad is not None:
+        grad = layer.values.grad
+        entries["gradients"] = grad if valid is None else grad.masked_fill(~valid, 0)
+    for what, tensor in entries.items():
+        if tensor.numel() and not all(end.isfinite() for end in tensor.aminmax()):
+            bad = int((~tensor.isfinite()).sum())
+            raise ValueError(f"{name}: {bad} of {layer.topology.nnz} {what} are NaN or infinite")
+
+
+def _after_each_step(evolver: Evolver) -> None:
+    """Tell the evolver, as long as there is one, of every step that its optimiser takes."""
+    there = weakref.ref(evolver)
+
+    def stepped(optimizer: Optimizer, *_: Any) -> None:
+        found_inf = getattr(optimizer, "found_inf", None)  # given by GradScaler to fused optimisers
+        owner = there()
+        if owner is not None and not (found_inf is not None and bool(found_inf)):
+            owner._stepped = True
+            with torch.no_grad():
+                owner._after_optimizer_step()
+
+    weakref.finalize(evolver, evolver.optimizer.register_step_post_hook(stepped).remove)

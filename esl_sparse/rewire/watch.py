@@ -1,0 +1,336 @@
+"""Following the gradients of places that have no weight, for as long as an update needs it."""
+
+from __future__ import annotations
+
+import sys
+import weakref
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from ..ops.select import TopK
+from ..topology import BlockLayout, BlockTopology, check_block_ids
+from .blocks import Candidates
+from .grow import GradientRule
+from .layers import GradientLayer, SparseLayer
+from .sorted_ids import contains_sorted
+
+
+@dataclass
+class _Scan:
+    """What one look at all places found.
+
+    Attributes:
+        ids: int64 ``[c]``, sorted: the candidates. score: float32 ``[c]``.
+        active_score: float32 ``[nnzb]``, of the blocks that there are.
+        nonfinite: scores that are NaN or infinite.
+        topology: of the candidates.
+    """
+
+    ids: Tensor
+    score: Tensor
+    active_score: Tensor
+    nonfinite: int
+    topology: BlockTopology
+
+
+class Watch:
+    """Finds one layer's candidates in the first step of a window and follows their gradients to its end.
+
+    Args:
+        grow: at most so many blocks will be grown.
+        length: steps of the window; 1: the candidates' scores in the only step are the result.
+        several: whether the layer is called more than once in a step; None: not known. Where it is not, places are
+            scored inside the backward; else every call is kept until the step is complete, because magnitudes do not
+            add.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        layer: SparseLayer,
+        rule: GradientRule,
+        grow: int,
+        length: int,
+        seed: int,
+        several: bool | None,
+    ) -> None:
+        self.name = name
+        self.layer = cast(GradientLayer, layer)
+        self.rule = rule
+        self.grow = grow
+        self.length = length
+        self.seed = seed
+        self.several = several
+        self.calls = 0  # in the present step
+        self._kept: list[Any] = []
+        self._new: _Scan | None = None  # of the present step
+        self._sum: Tensor | None = None  # the candidates' gradient in the present step, before any clipping
+        self._raw_norm: float | None = None  # of the values' gradient, likewise
+        self._found: _Scan | None = None
+        self._average: Tensor | None = None  # [c, bm, bn]
+        self._active_average: Tensor | None = None  # [nnzb, bm, bn]
+        self._index = _stamp(layer)
+        self._tap = _Tap(self.layer, self._call, keep_input=True)
+        self._norm_hook = None
+        if length > 1:
+            self._norm_hook = layer.values.register_post_accumulate_grad_hook(_NormHook(self))
+
+    def close(self) -> None:
+        self._tap.close()
+        if self._norm_hook is not None:
+            self._norm_hook.remove()
+
+    # During backward
+
+    def _call(self, seen: Any, grad: Tensor) -> None:
+        call = self.layer.call(seen, grad.detach())
+        self.calls += 1
+        if self._found is not None:
+            self._add(self._found, call)
+        elif self.several is False:
+            if self.calls == 1:
+                self._new = self._scan([call])
+        else:
+            self._kept.append(call)
+
+    def _scan(self, calls: list[Any]) -> _Scan:
+        layer = self.layer
+        topology, layout = layer.topology, layer.topology.layout
+        device = layer.values.device
+        active = topology.block_ids()
+        places = layout.blocks - active.numel()
+        top = TopK(self.rule.followed(self.grow, active.numel(), places), self.seed, device)
+        active_score = torch.empty(active.numel(), device=device)
+        for first, scores in layer.block_scores(calls):
+            n, first_id = scores.numel(), first * layout.col_blocks
+            scores = scores.view(-1)
+            low, high = topology.crow_indices[[first, first + n // layout.col_blocks]].tolist()
+            here = active[low:high] - first_id
+            active_score[low:high] = scores[here]
+            scores[here] = -torch.inf  # not to be chosen
+            top.push(scores, first_id)
+        ids, score = top.result()
+        nonfinite = top.nonfinite + int((~active_score.isfinite()).sum())
+        scan = _Scan(ids, score, active_score, nonfinite, BlockTopology.from_block_ids(ids, layout))
+        if self.length > 1:
+            for call in calls:
+                self._add(scan, call)
+        return scan
+
+    def _add(self, scan: _Scan, call: Any) -> None:
+        gradient = self.layer.gradient_at(scan.topology, call)
+        self._sum = gradient if self._sum is None else self._sum.add_(gradient)
+
+    # After the optimiser's step, or instead of it
+
+    def commit(self) -> None:
+        """The step counts: its gradients enter the window."""
+        if self._kept:
+            self._new = self._scan(self._kept)
+        if self._found is None:
+            self._found = self._new
+        if self._found is not None and self.length > 1:
+            self._extend(self._found)
+        self.discard(keep_calls=True)
+
+    def discard(self, keep_calls: bool = False) -> None:
+        """Forget the present step."""
+        self._kept, self._new, self._sum, self._raw_norm = [], None, None, None
+        if not keep_calls:
+            self.calls = 0
+
+    def _extend(self, found: _Scan) -> None:
+        beta, layer = self.rule.beta, self.layer
+        grad = layer.values.grad
+        if self._average is None or self._active_average is None:
+            block = layer.values.shape[1:]
+            self._average = torch.zeros(found.ids.numel(), *block, device=layer.values.device)
+            self._active_average = torch.zeros(layer.topology.nnzb, *block, device=layer.values.device)
+        self._average.mul_(beta)
+        self._active_average.mul_(beta)
+        if self._sum is not None:
+            self._average.add_(self._sum, alpha=(1 - beta) * self._scale(grad))
+        if grad is not None:
+            self._active_average.add_(grad, alpha=1 - beta)
+
+    def _scale(self, grad: Tensor | None) -> float:
+        """What happened to gradients between backward and step: clipping, loss scaling."""
+        if grad is None or not self._raw_norm:
+            return 1.0
+        scale = float(grad.norm()) / self._raw_norm
+        return scale if scale > 0 else 1.0
+
+    # At the update
+
+    def candidates(self, pruned: Tensor) -> tuple[Candidates | None, str]:
+        """What the window found, with the blocks just pruned (positions, sorted); or None, and why.
+
+        Raises:
+            ValueError: NaN or infinite gradients.
+        """
+        found, layer = self._found, self.layer
+        if self.several is False and self.calls > 1:
+            return None, f"called {self.calls} times in the step, once in the one before: grown at random"
+        if found is None:
+            return None, "no gradient reached it: grown at random"
+        if self._index != _stamp(layer):
+            return None, "its blocks were changed while its gradient was followed: grown at random"
+        layout, ids = layer.topology.layout, layer.topology.block_ids()
+        score, active_score, nonfinite = found.score, found.active_score, found.nonfinite
+        if self.length > 1:
+            score = _block_means(self._average, layout, found.ids)
+            active_score = _block_means(self._active_average, layout, ids)
+            nonfinite += sum(int((~x.isfinite()).sum()) for x in (score, active_score))
+        if nonfinite:
+            raise ValueError(f"{self.name}: the gradients of {nonfinite} blocks are NaN or infinite")
+        if not (score.any() or active_score.any()):
+            return None, "silent, all gradients are 0: grown at random"
+        sums = layer.values.new_zeros(layout.row_blocks, dtype=torch.float32)
+        number = torch.zeros_like(sums)
+        for some, its_score in ((found.ids, score), (ids, active_score)):
+            row = some // layout.col_blocks
+            sums.index_add_(0, row, its_score)
+            number.index_add_(0, row, torch.ones_like(its_score))
+        all_ids, order = torch.cat([found.ids, ids[pruned]]).sort()
+        all_scores = torch.cat([score, active_score[pruned]])[order]
+        return Candidates(all_ids, all_scores, sums / number.clamp_(min=1)), ""
+
+    # Checkpoints
+
+    def state_dict(self) -> dict[str, Any]:
+        state: dict[str, Any] = {"seed": self.seed, "several": self.several}
+        if self._found is not None:
+            state |= {"ids": self._found.ids, "nonfinite": self._found.nonfinite}
+            state |= {"average": self._average, "active_average": self._active_average}
+        return state
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Undo :meth:`state_dict` after checking all of it; raises ``KeyError``, ``TypeError``, ``ValueError``."""
+        seed, several, found = state["seed"], state["several"], None
+        if not isinstance(seed, int) or several not in (None, False, True):
+            raise ValueError(f"watch: expected a seed and a flag, got {seed!r} and {several!r}")
+        if "ids" in state:
+            topology, device = self.layer.topology, self.layer.values.device
+            ids, nonfinite = state["ids"], state["nonfinite"]
+            if not isinstance(ids, Tensor) or not isinstance(nonfinite, int):
+                raise ValueError("watch: expected ids and a number")
+            check_block_ids(ids, topology.layout)
+            ids = ids.to(device)
+            if bool(contains_sorted(topology.block_ids(), ids).any()):
+                raise ValueError("watch: candidates are active; load the model's state first")
+            block = tuple(self.layer.values.shape[1:])
+            averages = []
+            for name, n in (("average", ids.numel()), ("active_average", topology.nnzb)):
+                tensor = state[name]
+                if not isinstance(tensor, Tensor) or tuple(tensor.shape) != (n, *block):
+                    got = tuple(tensor.shape) if isinstance(tensor, Tensor) else type(tensor).__name__
+                    raise ValueError(f"watch: expected {name} of shape {(n, *block)}, got {got}")
+                averages.append(tensor.to(device, torch.float32, copy=True))
+            nothing = torch.empty(0, device=device)  # a window of several steps does not use the scores
+            found = _Scan(
+                ids, nothing, nothing, nonfinite, BlockTopology.from_block_ids(ids, topology.layout)
+            )
+        self.seed, self.several, self._found = seed, several, found
+        self._average, self._active_average = averages if found is not None else (None, None)
+        self._index = _stamp(self.layer)
+        self.discard()
+
+
+class CallCounter:
+    """Counts how often a layer is called in a step."""
+
+    def __init__(self, layer: SparseLayer) -> None:
+        self.calls = 0
+        self._tap = _Tap(cast(GradientLayer, layer), self._call, keep_input=False)
+
+    def _call(self, seen: Any, grad: Tensor) -> None:
+        self.calls += 1
+
+    def commit(self) -> None:
+        pass
+
+    def discard(self) -> None:
+        self.calls = 0
+
+    def close(self) -> None:
+        self._tap.close()
+
+
+class _Tap:
+    """Hands every call's input and output gradient to ``receive``, as long as its owner lives.
+
+    A copy of the layer (deepcopy, pickle) carries a tap that does nothing.
+    """
+
+    def __init__(
+        self, layer: GradientLayer, receive: Callable[[Any, Tensor], None], keep_input: bool
+    ) -> None:
+        hook = _Hook(weakref.ref(layer), weakref.WeakMethod(receive), keep_input)
+        self._handle = cast(nn.Module, layer).register_forward_hook(hook, with_kwargs=True)
+
+    def close(self) -> None:
+        self._handle.remove()
+
+
+class _Hook:
+    def __init__(
+        self, layer: Callable[[], Any] = lambda: None, receive: Any = lambda: None, keep_input: bool = False
+    ) -> None:
+        self._layer, self._receive, self._keep_input = layer, receive, keep_input
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _Hook, ()
+
+    def __call__(self, module: Any, args: tuple, kwargs: dict, output: Tensor) -> None:
+        if module is not self._layer() or not output.requires_grad:
+            return
+        with torch.no_grad():
+            seen = module.seen_input(*args, **kwargs) if self._keep_input else None
+
+        def receive(grad: Tensor) -> None:
+            if (owner := self._receive()) is not None:
+                with torch.no_grad():
+                    owner(seen, grad)
+
+        output.register_hook(receive)
+
+
+class _NormHook:
+    """Notes the norm of the values' gradient as backward left it."""
+
+    def __init__(self, watch: Watch) -> None:
+        self._watch = weakref.ref(watch)
+
+    def __call__(self, values: Tensor) -> None:
+        watch = self._watch()
+        if watch is not None and values.grad is not None:
+            watch._raw_norm = float(values.grad.norm())
+
+
+class EagerSteps:
+    """While on, ``torch.compile`` steps aside: hooks see every call, and nothing is compiled twice."""
+
+    def __init__(self) -> None:
+        self._stance: Any = None
+
+    def switch(self, on: bool) -> None:
+        if on and self._stance is None and "torch._dynamo" in sys.modules:
+            self._stance = torch.compiler.set_stance("force_eager")
+        elif not on and self._stance is not None:
+            self._stance.__exit__(None, None, None)
+            self._stance = None
+
+
+def _stamp(layer: SparseLayer) -> tuple[int, ...]:
+    """Changes whenever the layer's blocks do."""
+    topology = layer.topology
+    return topology.nnzb, topology.col_indices.data_ptr(), topology.col_indices._version
+
+
+def _block_means(entries: Tensor | None, layout: BlockLayout, ids: Tensor) -> Tensor:
+    assert entries is not None
+    return entries.abs().sum((1, 2)) / layout.block_extent(ids)
