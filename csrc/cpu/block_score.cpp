@@ -138,7 +138,7 @@ void block_score(const BlockScore& p) {
   // 16 column blocks make a vector of scores; fewer where threads would be left without any.
   const int64_t span = min(16, ceil_div(col_blocks, int64_t{4} * threads));
   for (int64_t first = p.first * p.bm; first < last_row; first += kPiece) {
-    const int width = static_cast<int>(min(kPiece, p.rows - first));
+    const int width = static_cast<int>(min(kPiece, last_row - first));
     float* packed = s.packed;
     for (int64_t i = 0; i < p.call_count; ++i) {
       const auto pack = p.calls[i].dtype == Dtype::f32 ? pack_gradient<float> : pack_gradient<bf16>;

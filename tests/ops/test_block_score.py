@@ -103,6 +103,13 @@ def scores_of(calls, layout):
     return scores
 
 
+def arguments(p):
+    """Those of the raw op, but for the block rows."""
+    x = [x.words if isinstance(x, PackedSpikes) else x for x, _ in p.calls]
+    T, B, scale = ([*each] for each in zip(*(op._lanes(x) for x, _ in p.calls), strict=True))
+    return x, [grad for _, grad in p.calls], T, B, scale, *p.layout[:4]
+
+
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("case", CASES)
 def test_agrees_with_the_dense_gradient(backend, case, form):
@@ -149,6 +156,18 @@ def test_strips(backend, monkeypatch, case, form, strip_bytes):
         assert {len(s) for s in strips[:-1]} <= {height}
         assert len(strips[-1]) <= height
     p.check(torch.cat(strips))
+
+
+@pytest.mark.parametrize("case", ["1x1-two-pieces", "4x4-overhang", "64x2", "128x1"])
+def test_any_block_rows(backend, case):
+    """The raw op gives the block rows that it is asked for, also those that a strip would not start or end with."""
+    p = Problem(CASES[case])
+    whole = scores_of(p.calls, p.layout)
+    for first in range(p.layout.row_blocks):
+        for count in {1, 3, p.layout.row_blocks - first}:
+            if first + count <= p.layout.row_blocks:
+                some = raw.block_score(*arguments(p), first, count)
+                torch.testing.assert_close(some, whole[first : first + count], rtol=1e-6, atol=1e-6)
 
 
 def test_a_strip_is_the_caller_s_own(backend):
@@ -213,11 +232,7 @@ def test_strides_do_not_matter(backend):
 @pytest.mark.parametrize("form", FORMS)
 def test_opcheck(backend, form):
     p = Problem(CASES["three-calls"], form)
-    x = [x.words if isinstance(x, PackedSpikes) else x for x, _ in p.calls]
-    T, B, scale = ([*each] for each in zip(*(op._lanes(x) for x, _ in p.calls), strict=True))
-    lay = p.layout
-    args = (x, [grad for _, grad in p.calls], T, B, scale, lay.rows, lay.cols, lay.bm, lay.bn, 1, 3)
-    torch.library.opcheck(raw.block_score.default, args)
+    torch.library.opcheck(raw.block_score.default, (*arguments(p), 1, 3))
 
 
 def test_wrong_arguments():
