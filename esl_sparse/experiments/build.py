@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -13,7 +14,8 @@ from torch.optim.lr_scheduler import ConstantLR, CosineAnnealingLR, LRScheduler
 from ..data import Dataset
 from ..models import SpikingMLP
 from ..nn import SparseLinear, TETLoss
-from ..rewire import Rewirer
+from ..rewire import GROW_RULES, DeepR, GradientRule, Rewirer
+from ..rewire.evolver import Evolver
 from .config import TrainConfig
 from .masked import MaskedLinear, MaskRewirer
 
@@ -23,7 +25,7 @@ class Parts(NamedTuple):
     loss: nn.Module
     optimizer: torch.optim.Optimizer
     scheduler: LRScheduler
-    rewirer: Rewirer | MaskRewirer | None
+    rewirer: Evolver | MaskRewirer | None
 
 
 class MeanLoss(nn.Module):
@@ -76,19 +78,39 @@ def _optimizer(config: TrainConfig, model: nn.Module) -> torch.optim.Optimizer:
     return kinds[config.optimizer](model.parameters(), config.lr, fused=True)
 
 
+def _exact(name: str) -> GradientRule:
+    rule = GROW_RULES[name]
+    assert isinstance(rule, GradientRule)
+    return replace(rule, exact=True)
+
+
+# For comparisons: momentum that follows every absent weight, in dense memory.
+EXTRA_GROW_RULES = {"momentum_exact": _exact("momentum")}
+
+
 def _rewirer(
     config: TrainConfig, model: nn.Module, optimizer: torch.optim.Optimizer, total_steps: int
-) -> Rewirer | MaskRewirer | None:
+) -> Evolver | MaskRewirer | None:
     if not config.evolves:
         return None
-    kind: Any = Rewirer if config.structure == "evolve" else MaskRewirer
-    return kind(
+    generator = torch.Generator().manual_seed(config.seed)
+    t_end = round(config.t_end * total_steps)
+    if config.structure == "deep_r":
+        return DeepR(model, optimizer, t_end=t_end, generator=generator)
+    common: dict[str, Any] = {
+        "prune": config.prune,
+        "alpha": config.alpha,
+        "interval": config.interval,
+        "t_end": t_end,
+        "generator": generator,
+    }
+    if config.structure == "mask":
+        return MaskRewirer(model, optimizer, grow=config.grow, **common)
+    return Rewirer(
         model,
         optimizer,
-        prune=config.prune,
-        grow=config.grow,
-        alpha=config.alpha,
-        interval=config.interval,
-        t_end=round(config.t_end * total_steps),
-        generator=torch.Generator().manual_seed(config.seed),
+        grow=EXTRA_GROW_RULES.get(config.grow, config.grow),
+        t_start=round(config.t_start * total_steps),
+        redistribute=None if config.redistribute == "none" else config.redistribute,
+        **common,
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import replace
+from fnmatch import fnmatchcase
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from .demo import VariantResult, configurations, run_variant
 from .display import TrainDisplay, comparison, demo_card, progress_bar, result_card
 from .options import AT_LEAST_1, EXISTING, FOLDER, config_options, flag, machine_options
 from .plots import plot_run
-from .protocol import ROWS, run_protocol, write_tables
+from .protocol import SUITES, run_protocol, write_tables
 from .run_folder import RunFolder, read_result
 from .signals import stop_requests
 from .train import CHECKPOINT, Interrupted, RunError, Trainer
@@ -99,6 +100,13 @@ def demo(epochs: int, data: str, threads: int | None, data_dir: Path | None) -> 
 
 @cli.command()
 @config_options(leave_out=("structure", "density", "block_size", "hidden", "lr", "seed"))
+@click.option(
+    "--suite",
+    type=click.Choice(tuple(SUITES)),
+    default="density",
+    show_default=True,
+    help="The rows: densities and blocks, or every prune and growth rule against the static topology.",
+)
 @machine_options
 @click.option(
     "--lr",
@@ -111,7 +119,7 @@ def demo(epochs: int, data: str, threads: int | None, data_dir: Path | None) -> 
 )
 @click.option("--seeds", type=AT_LEAST_1, default=5, show_default=True, help="Runs of each row.")
 @click.option(
-    "--row", "names", type=click.Choice(tuple(ROWS)), multiple=True, help="Row to run.  [default: all]"
+    "--row", "names", multiple=True, metavar="PATTERN", help="Rows to run, as in 'set+*'.  [default: all]"
 )
 @click.option(
     "--runs", type=FOLDER, help="Folder of the runs; finished ones are kept.  [default: runs/protocol-DATA]"
@@ -128,6 +136,7 @@ def protocol(
     ctx: click.Context,
     lrs: tuple[float, ...],
     seeds: int,
+    suite: str,
     names: tuple[str, ...],
     runs: Path | None,
     out: Path,
@@ -139,7 +148,7 @@ def protocol(
     set_threads(threads)
     base = _config(options)
     dataset = load(base.data, data_dir)
-    rows = {name: ROWS[name] for name in names or ROWS}
+    rows = _matching(SUITES[suite], names)
     folder = runs or Path("runs") / f"protocol-{base.data}"
     with stop_requests() as should_stop:
         try:
@@ -147,8 +156,18 @@ def protocol(
         except Interrupted:
             click.echo("Interrupted; the same command continues.")
             ctx.exit(INTERRUPTED)
-    for path in write_tables(out, base, seeds, lrs, results):
+    stem = base.data if suite == "density" else f"{base.data}-{suite}"
+    for path in write_tables(out, stem, base, seeds, lrs, results):
         click.echo(path)
+
+
+def _matching(rows: dict[str, dict[str, Any]], patterns: tuple[str, ...]) -> dict[str, dict[str, Any]]:
+    for pattern in patterns:
+        if not any(fnmatchcase(name, pattern) for name in rows):
+            raise click.BadParameter(f"no row is called {pattern!r}; there are: {', '.join(rows)}")
+    return {
+        name: row for name, row in rows.items() if not patterns or any(fnmatchcase(name, x) for x in patterns)
+    }
 
 
 @cli.command()

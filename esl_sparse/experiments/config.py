@@ -7,8 +7,9 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from ..data import DATASETS
+from ..rewire import REDISTRIBUTIONS
 
-STRUCTURES = ("dense", "mask", "static", "evolve")
+STRUCTURES = ("dense", "mask", "static", "evolve", "deep_r")
 MODELS = ("mlp",)
 OPTIMIZERS = ("adam", "adamw", "sgd")
 SCHEDULES = ("cosine", "constant")
@@ -23,6 +24,7 @@ _CHOICES = {
     "schedule": SCHEDULES,
     "readout": READOUTS,
     "loss": LOSSES,
+    "redistribute": ("none", *REDISTRIBUTIONS),
 }
 
 
@@ -32,6 +34,7 @@ class TrainConfig:
 
     dense: `nn.Linear`. mask: dense weights under a 0/1 mask that evolves. static: block-sparse, fixed.
     evolve: block-sparse, pruned and regrown every `interval` iterations in the first `t_end` of the run.
+    deep_r: block-sparse, every weight of fixed sign, replaced where it reaches zero, in the first `t_end`.
     """
 
     data: str = "mnist"
@@ -53,7 +56,9 @@ class TrainConfig:
     grow: str = "random"
     alpha: float = 0.5
     interval: int = 100
+    t_start: float = 0.0
     t_end: float = 0.75
+    redistribute: str = "none"
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -65,14 +70,18 @@ class TrainConfig:
             _check(self, name, getattr(self, name) >= 1, "at least 1")
         for name in ("density", "tau"):
             _check(self, name, 0 < getattr(self, name) <= 1, "more than 0 and at most 1")
-        for name in ("alpha", "t_end"):
+        for name in ("alpha", "t_start", "t_end"):
             _check(self, name, 0 <= getattr(self, name) <= 1, "0 to 1")
         _check(self, "lr", self.lr > 0, "more than 0")
         _check(self, "hidden", bool(self.hidden) and min(self.hidden) >= 1, "positive layer sizes")
 
     @property
     def evolves(self) -> bool:
-        return self.structure in ("mask", "evolve")
+        return self.structure in ("mask", "evolve", "deep_r")
+
+    @property
+    def has_blocks(self) -> bool:
+        return self.structure in ("static", "evolve", "deep_r")
 
     @property
     def title(self) -> str:
@@ -80,7 +89,7 @@ class TrainConfig:
         words = [self.data, f"{self.model} {'-'.join(map(str, self.hidden))}", self.structure]
         if self.structure != "dense":
             words.append(f"density {self.density:g}")
-        if self.structure in ("static", "evolve"):
+        if self.has_blocks:
             words.append(f"blocks {self.block}")
         return ", ".join([*words, f"T {self.T}", f"seed {self.seed}"])
 
@@ -88,7 +97,7 @@ class TrainConfig:
     def slug(self) -> str:
         """A folder name."""
         sparse = [] if self.structure == "dense" else [f"{self.density:g}"]
-        blocks = [self.block] if self.structure in ("static", "evolve") else []
+        blocks = [self.block] if self.has_blocks else []
         return "-".join([self.data, self.structure, *sparse, *blocks, f"seed{self.seed}"])
 
     @property

@@ -9,7 +9,8 @@ from typing import Any
 import click
 
 from ..data import DATASETS
-from ..rewire import GROW_RULES, PRUNE_RULES
+from ..rewire import GROW_RULES, PRUNE_RULES, REDISTRIBUTIONS
+from .build import EXTRA_GROW_RULES
 from .config import LOSSES, MODELS, OPTIMIZERS, READOUTS, SCHEDULES, STRUCTURES, TrainConfig
 
 FOLDER = click.Path(file_okay=False, path_type=Path)
@@ -38,7 +39,10 @@ _CONFIG: dict[str, tuple[Any, str]] = {
     "data": (click.Choice(tuple(DATASETS)), "Data set."),
     "model": (click.Choice(MODELS), "Network."),
     "hidden": (Sizes("-"), "Neurons of the hidden layers, as in 800 or 800-400."),
-    "structure": (click.Choice(STRUCTURES), "Hidden layers: dense, masked, static or evolving sparse."),
+    "structure": (
+        click.Choice(STRUCTURES),
+        "Hidden layers: dense, masked, static or evolving sparse, or Deep R.",
+    ),
     "density": (float, "Fraction of the hidden layers' weights that exist."),
     "block_size": (Sizes("x", count=2, word="auto"), "Weight blocks, outputs x inputs, or auto."),
     "T": (int, "Time steps."),
@@ -51,10 +55,15 @@ _CONFIG: dict[str, tuple[Any, str]] = {
     "optimizer": (click.Choice(OPTIMIZERS), "Optimiser."),
     "schedule": (click.Choice(SCHEDULES), "Course of the learning rate."),
     "prune": (click.Choice(sorted(PRUNE_RULES)), "Which weights an update removes."),
-    "grow": (click.Choice(sorted(GROW_RULES)), "Which weights an update adds."),
+    "grow": (click.Choice(sorted([*GROW_RULES, *EXTRA_GROW_RULES])), "Which weights an update adds."),
     "alpha": (float, "Fraction of the weights that the first update replaces."),
     "interval": (int, "Iterations between updates."),
+    "t_start": (float, "Fraction of the training before which the structure stays."),
     "t_end": (float, "Fraction of the training after which the structure stays."),
+    "redistribute": (
+        click.Choice(("none", *REDISTRIBUTIONS)),
+        "By what layers share out the weights that all of them lost.",
+    ),
     "seed": (int, "Seed of everything random."),
 }
 

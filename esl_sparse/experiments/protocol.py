@@ -15,6 +15,7 @@ import torch
 from .._version import __version__
 from ..checkpoint import load_checkpoint
 from ..data import Dataset
+from ..rewire import GROW_RULES, PRUNE_RULES
 from .config import TrainConfig
 from .log import write_json
 from .records import TrainResult
@@ -40,6 +41,33 @@ ROWS: dict[str, dict[str, Any]] = {
 }
 
 
+def _rule_rows(block: tuple[int, int]) -> dict[str, dict[str, Any]]:
+    rows: dict[str, dict[str, Any]] = {REFERENCE: {"structure": "dense"}}
+    for density in (0.1, 0.01):
+        sparse: dict[str, Any] = {"density": density, "block_size": block}
+        end = f"{density} {block[0]}x{block[1]}"
+        rows[f"static {end}"] = {"structure": "static", **sparse}
+        rows[f"deep_r {end}"] = {"structure": "deep_r", **sparse}
+        for prune in PRUNE_RULES:
+            for grow in (*GROW_RULES, "momentum_exact"):
+                rule = {"structure": "evolve", "prune": prune, "grow": grow}
+                rows[f"{prune}+{grow} {end}"] = {**rule, **sparse}
+    return rows
+
+
+# What `--suite` offers: accuracy by density and block, or every rule against the static topology.
+SUITES = {"density": ROWS, "rules": _rule_rows((4, 4)), "rules-1x1": _rule_rows((1, 1))}
+
+
+def static_twin(name: str, rows: Mapping[str, Mapping[str, Any]]) -> str | None:
+    """The row of the same density and blocks whose topology never changes."""
+    row = rows[name]
+    if row["structure"] not in ("evolve", "deep_r"):
+        return None
+    wanted = {"structure": "static", "density": row["density"], "block_size": row["block_size"]}
+    return next((other for other, values in rows.items() if values == wanted), None)
+
+
 @dataclass(frozen=True)
 class Interval:
     """A mean of paired differences and its 95 % confidence interval by Student's t."""
@@ -58,6 +86,7 @@ class RowResult:
     mean: float
     sd: float | None
     difference: Interval | None  # to dense, in accuracy, paired by seed
+    difference_to_static: Interval | None  # to the static row of the same density and blocks, likewise
     active_weights: int
     weight_state_of_dense: float
     samples_per_second: float
@@ -95,7 +124,16 @@ def run_protocol(
         trials = {lr: run(name, lr, seeds[0]) for lr in lrs}
         chosen[name] = max(trials, key=lambda lr: trials[lr].val_accuracy)
         results[name] = [trials[chosen[name]], *(run(name, chosen[name], seed) for seed in seeds[1:])]
-    return [summarise(name, chosen[name], results[name], results.get(REFERENCE)) for name in rows]
+    return [
+        summarise(
+            name,
+            chosen[name],
+            results[name],
+            results.get(REFERENCE),
+            results.get(static_twin(name, rows) or ""),
+        )
+        for name in rows
+    ]
 
 
 def _result(
@@ -113,14 +151,13 @@ def _result(
 
 
 def summarise(
-    name: str, lr: float, results: Sequence[TrainResult], reference: Sequence[TrainResult] | None
+    name: str,
+    lr: float,
+    results: Sequence[TrainResult],
+    reference: Sequence[TrainResult] | None,
+    static: Sequence[TrainResult] | None,
 ) -> RowResult:
     test = [result.test_accuracy for result in results]
-    difference = None
-    if reference is not None and reference is not results and len(results) > 1:
-        difference = interval(
-            [ours - theirs.test_accuracy for ours, theirs in zip(test, reference, strict=True)]
-        )
     state = results[0].weight_state
     return RowResult(
         name=name,
@@ -129,11 +166,20 @@ def summarise(
         val_accuracy=[result.val_accuracy for result in results],
         mean=statistics.fmean(test),
         sd=statistics.stdev(test) if len(test) > 1 else None,
-        difference=difference,
+        difference=_paired(results, reference),
+        difference_to_static=_paired(results, static),
         active_weights=results[0].active_weights,
         weight_state_of_dense=state.total / state.dense,
         samples_per_second=statistics.median(result.samples_per_second for result in results),
     )
+
+
+def _paired(results: Sequence[TrainResult], others: Sequence[TrainResult] | None) -> Interval | None:
+    """Of the seeds that both have."""
+    if others is None or others is results or min(len(results), len(others)) < 2:
+        return None
+    pairs = zip(results, others, strict=False)
+    return interval([ours.test_accuracy - theirs.test_accuracy for ours, theirs in pairs])
 
 
 def interval(differences: Sequence[float], confidence: float = 0.95) -> Interval:
@@ -147,11 +193,11 @@ def interval(differences: Sequence[float], confidence: float = 0.95) -> Interval
 
 
 def write_tables(
-    folder: Path, base: TrainConfig, seeds: int, lrs: Sequence[float], results: Sequence[RowResult]
+    folder: Path, stem: str, base: TrainConfig, seeds: int, lrs: Sequence[float], results: Sequence[RowResult]
 ) -> tuple[Path, Path]:
-    """Write `<data>.json` and, for people, `<data>.md`."""
+    """Write `<stem>.json` and, for people, `<stem>.md`."""
     folder.mkdir(parents=True, exist_ok=True)
-    as_json, as_markdown = (folder / f"{base.data}.{suffix}" for suffix in ("json", "md"))
+    as_json, as_markdown = (folder / f"{stem}.{suffix}" for suffix in ("json", "md"))
     values = {
         "recipe": base.to_dict(),
         "seeds": seeds,
@@ -170,23 +216,29 @@ def write_tables(
 
 
 def _markdown(base: TrainConfig, seeds: int, results: Sequence[RowResult]) -> str:
+    static = any(row.difference_to_static for row in results)
     lines = [
         f"# {base.data}: test accuracy of the multi-spike network",
         "",
         f"784-{'-'.join(map(str, base.hidden))}-10 unless the row says otherwise, T = {base.T}, "
         f"{base.epochs} epochs, batch {base.batch_size}, {base.optimizer}, seeds: {seeds}. "
         "Hidden layer sparse, readout dense. The epoch is picked on a 10 % validation split and tested once. "
-        "Difference: paired by seed to dense, with its 95 % t-interval.",
+        "Differences: paired by seed, in points, with their 95 % t-interval.",
         "",
-        "| row | lr | test accuracy (%) | sd | difference to dense (points) | weights | state of dense |",
-        "|---|---|---|---|---|---|---|",
+        f"| row | lr | test accuracy (%) | sd | difference to dense |{' difference to static |' * static} weights "
+        "| state of dense |",
+        f"|---|---|---|---|---|{'---|' * static}---|---|",
     ]
     for row in results:
-        sd, d = row.sd, row.difference
-        spread = "" if sd is None else f"{100 * sd:.2f}"
-        difference = f"{100 * d.mean:+.2f} [{100 * d.low:+.2f}, {100 * d.high:+.2f}]" if d else ""
+        spread = "" if row.sd is None else f"{100 * row.sd:.2f}"
+        differences = [row.difference, row.difference_to_static][: 1 + static]
         lines.append(
-            f"| {row.name} | {row.lr:g} | {100 * row.mean:.2f} | {spread} | {difference} "
+            f"| {row.name} | {row.lr:g} | {100 * row.mean:.2f} | {spread} "
+            f"| {' | '.join(map(_points, differences))} "
             f"| {row.active_weights:,} | {row.weight_state_of_dense:.1%} |"
         )
     return "\n".join(lines) + "\n"
+
+
+def _points(d: Interval | None) -> str:
+    return f"{100 * d.mean:+.2f} [{100 * d.low:+.2f}, {100 * d.high:+.2f}]" if d else ""

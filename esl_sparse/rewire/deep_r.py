@@ -109,7 +109,9 @@ class DeepR(Evolver):
     def _signs_of(self, layer: SparseLayer) -> Tensor:
         """int8 ``[nnzb]``, -1 or 1: that of each block's sum; zero blocks get a random one."""
         sums = inside(layer)[0].sum((1, 2), dtype=torch.float32)
-        return torch.where(sums == 0, self._random_signs(len(sums)).to(sums.device), sums.sign().to(torch.int8))
+        return torch.where(
+            sums == 0, self._random_signs(len(sums)).to(sums.device), sums.sign().to(torch.int8)
+        )
 
     def _random_signs(self, count: int) -> Tensor:
         device = self.generator.device
@@ -128,7 +130,9 @@ class DeepR(Evolver):
         for name, layer in self._layers.items():
             sign, n = saved.get(name), layer.topology.nnzb
             if not isinstance(sign, Tensor) or sign.dtype != torch.int8 or tuple(sign.shape) != (n,):
-                raise ValueError(f"state_dict: {name}: expected {n} signs as int8; load the model's state first")
+                raise ValueError(
+                    f"state_dict: {name}: expected {n} signs as int8; load the model's state first"
+                )
             if not bool((sign.abs() == 1).all()):
                 raise ValueError(f"state_dict: {name}: signs are not all -1 or 1")
             signs[name] = sign.to(layer.values.device, copy=True)

@@ -18,7 +18,7 @@ from .layers import SparseLayer, follows_gradients
 from .prune import PRUNE_RULES, AcrossLayers, OwnCount, PruneRule
 from .redistribute import REDISTRIBUTIONS, Redistribution
 from .schedule import SCHEDULES, Decay, UpdateSchedule
-from .sorted_ids import contains_sorted, merge_sorted
+from .sorted_ids import contains_sorted
 from .watch import CallCounter, EagerSteps, Watch
 
 
@@ -183,7 +183,9 @@ class Rewirer(Evolver):
         assert self._redistribution is not None
         values, valid = inside(layer)
         try:
-            worth = self._redistribution(values, layer.values.grad, self.optimizer.state.get(layer.values, {}))
+            worth = self._redistribution(
+                values, layer.values.grad, self.optimizer.state.get(layer.values, {})
+            )
         except ValueError as error:
             raise ValueError(f"redistribute: {name}: {error}") from error
         if valid is not None:

@@ -42,3 +42,25 @@ PRUNE = {"magnitude": magnitude, "set": set_per_sign}
 
 def absent(active, total):
     return np.setdiff1d(np.arange(total), active)
+
+
+def apportion(count, weights, most):
+    """``count`` in proportion to ``weights``, at most ``most`` each: largest remainder, again without the full."""
+    given = np.zeros(len(weights), dtype=int)
+    open_ = np.ones(len(weights), dtype=bool)
+    while (left := count - given.sum()) > 0:
+        open_ &= given < most
+        w = np.where(open_, weights, 0.0)
+        if w.sum() == 0:
+            w = np.where(given < most, most - given, 0).astype(float)
+        exact = left * w / w.sum()
+        full = (exact >= most - given) & (w > 0)
+        if full.any():
+            given[full] = most[full]
+            continue
+        part = np.floor(exact).astype(int)
+        order = sorted(range(len(w)), key=lambda i: -(exact[i] - part[i]))
+        for i in order[: left - part.sum()]:
+            part[i] += 1
+        given += part
+    return given

@@ -288,7 +288,9 @@ def linear_grad_values(x: Tensor | PackedSpikes, grad: Tensor, topology: BlockTo
     """
     lay = topology.layout
     dtype = torch.float64 if grad.dtype == torch.float64 else torch.float32
-    values = torch.empty(topology.nnzb, lay.bm, lay.bn, dtype=dtype, device=grad.device)  # only its shape is used
+    values = torch.empty(
+        topology.nnzb, lay.bm, lay.bn, dtype=dtype, device=grad.device
+    )  # only its shape is used
     if isinstance(x, PackedSpikes):
         source, call = x.words, Call(lay.rows, lay.cols, x.T, x.B, x.planes, x.scale, False)
     else:
