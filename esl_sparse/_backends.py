@@ -15,7 +15,7 @@ from ._version import __version__
 
 # The ops that each implementation offers, best first: the automatic choice is the first that can serve.
 BACKENDS: dict[str, tuple[str, ...]] = {
-    "native": ("pack", "linear", "lif", "block_score"),
+    "native": ("pack", "linear", "lif", "block_score", "select"),
     "triton": ("linear",),
     "reference": ("pack", "linear", "lif", "block_score", "select"),
 }

@@ -48,4 +48,5 @@ PYBIND11_MODULE(_C, m) {
   bind_linear(m);
   bind_lif(m);
   bind_block_score(m);
+  bind_select(m);
 }

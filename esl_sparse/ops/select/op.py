@@ -8,11 +8,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..._backends import choose
 from .._library import define
-from . import reference
+from . import native, reference
 
 
 def _select(score: Tensor, ids: Tensor, count: int, seed: int, largest: bool) -> Tensor:
+    if choose("select", score.device.type, torch.float32) == "native":
+        return native.select(score.float().contiguous(), ids.contiguous(), count, seed, largest)
     return reference.select(score, ids, count, seed, largest)
 
 

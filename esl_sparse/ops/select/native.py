@@ -1,0 +1,29 @@
+"""Native CPU kernel of select, on contiguous float32 scores."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..._native import lib
+from ...arena import arena
+
+
+def select(score: Tensor, ids: Tensor, count: int, seed: int, largest: bool) -> Tensor:
+    """As the raw op; the positions are ascending."""
+    chosen = torch.empty(count, dtype=torch.int64)
+    args = (
+        score.numel(),
+        count,
+        score.data_ptr(),
+        ids.data_ptr(),
+        seed,
+        largest,
+        chosen.data_ptr(),
+        torch.get_num_threads(),
+    )
+    run = lib().select
+    with arena.borrow((run(*args, 0),), torch.uint8) as scratch:
+        if nan := run(*args, scratch.data_ptr()):
+            raise ValueError(f"score: {nan} of {score.numel()} are NaN")
+    return chosen
