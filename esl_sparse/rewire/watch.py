@@ -6,7 +6,7 @@ import sys
 import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -312,17 +312,25 @@ class _NormHook:
 
 
 class EagerSteps:
-    """While on, ``torch.compile`` steps aside: hooks see every call, and nothing is compiled twice."""
+    """While on, ``torch.compile`` steps aside: hooks see every call, and nothing is compiled twice.
 
-    def __init__(self) -> None:
-        self._stance: Any = None
+    Of several that are on, the last one to be switched off lets it go on.
+    """
+
+    _on: ClassVar[set[int]] = set()
+    _stance: ClassVar[Any] = None
 
     def switch(self, on: bool) -> None:
-        if on and self._stance is None and "torch._dynamo" in sys.modules:
-            self._stance = torch.compiler.set_stance("force_eager")
-        elif not on and self._stance is not None:
-            self._stance.__exit__(None, None, None)
-            self._stance = None
+        cls = EagerSteps
+        if on and "torch._dynamo" in sys.modules:
+            cls._on.add(id(self))
+            if cls._stance is None:
+                cls._stance = torch.compiler.set_stance("force_eager")
+        elif not on and id(self) in cls._on:
+            cls._on.remove(id(self))
+            if not cls._on:
+                cls._stance.__exit__(None, None, None)
+                cls._stance = None
 
 
 def _stamp(layer: SparseLayer) -> tuple[int, ...]:

@@ -25,9 +25,17 @@ def train_step(model, optimizer):
     optimizer.step()
 
 
+class Stepping(esl.Rewirer):
+    """Takes every call for one after a step of the optimiser: what an update does needs no training."""
+
+    def step(self):
+        self._stepped = True
+        return super().step()
+
+
 def rewirer(model, optimizer, **options):
-    """Rewires at every step, unless told otherwise."""
-    return esl.Rewirer(model, optimizer, **{"interval": 1, "t_end": 100, **options})
+    """Rewires at every step and at random, unless told otherwise."""
+    return Stepping(model, optimizer, **{"grow": "random", "interval": 1, "t_end": 100, **options})
 
 
 def by_id(layer, tensor):

@@ -37,7 +37,17 @@ def set_per_sign(ids, weights, count, seed):
     return chosen
 
 
-PRUNE = {"magnitude": magnitude, "set": set_per_sign}
+def set_itop(ids, weights, count, seed):
+    """ITOP's: thresholds at half of count from either end, the negative one from the wrong end; zeros go."""
+    half = -(-count // 2)
+    positive, negative = weights > 0, weights < 0
+    chosen = {int(i) for i in ids[weights == 0]}
+    chosen |= smallest(ids[positive], weights[positive], min(half, positive.sum()), seed)
+    kept = max(0, min(half, negative.sum()) - 1)
+    return chosen | smallest(ids[negative], -weights[negative], negative.sum() - kept, seed)
+
+
+PRUNE = {"magnitude": magnitude, "set": set_per_sign, "set_itop": set_itop}
 
 
 def absent(active, total):

@@ -86,22 +86,35 @@ def test_gradient_grows_what_the_dense_gradient_says(kind, backend):
     assert said.note == "" and len(after) == len(before)
 
 
-@pytest.mark.parametrize("known", [None, True, False])
-def test_every_way_to_see_one_call_chooses_the_same(known):
-    """Unknown or several calls a step are kept until its end; a single one is scored inside the backward."""
+@pytest.mark.parametrize("several", [None, True, False])
+@pytest.mark.parametrize("grow", ["gradient", "momentum"])
+def test_kept_until_the_step_is_complete_or_scored_at_once(several, grow):
+    """Unknown or several calls a step are kept; a single one is scored inside the backward. The choice is the same."""
     module = layer(block_size=(2, 4))
-    rewirer = esl.Rewirer(
-        module, torch.optim.SGD(module.parameters(), 0.01), grow="gradient", interval=2, t_end=20
-    )
-    if known is not None:
-        rewirer._several[""] = known
-        rewirer._clear_for_test() if hasattr(rewirer, "_clear_for_test") else None
-    x, grad = spikes(40), torch.randn(40, OUT)
-    for _ in range(2):
-        backward(module, x, grad)
-        rewirer.optimizer.step()
-        rewirer.step()
-    assert rewirer.iteration == 2
+    x, grad = data(4, 40)
+
+    def run(step):
+        for watch in esl_watches():
+            watch.several = several
+        backward(module, x[step], grad[step])
+
+    rewirers = []
+
+    def esl_watches():
+        return rewirers[0]._watches.values()
+
+    optimizer = torch.optim.SGD(module.parameters(), 0.01)
+    rewirers.append(esl.Rewirer(module, optimizer, prune="magnitude", grow=grow, interval=4, t_end=12))
+    for step in range(4):
+        run(step)
+        optimizer.step()
+        report = rewirers[0].step()
+    assert report.layers[0].note == ""
+    chosen = set(by_id(module, module.values))
+    assert CHOSEN.setdefault(grow, chosen) == chosen
+
+
+CHOSEN: dict[str, set[int]] = {}  # by the first of the ways that was tried
 
 
 def loop(module, x, grad):

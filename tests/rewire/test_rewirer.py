@@ -201,7 +201,11 @@ def test_values_that_the_optimizer_does_not_hold():
 @pytest.mark.parametrize(
     "options, error, message",
     [
-        ({"prune": "smallest"}, ValueError, "prune: expected one of magnitude, set, got 'smallest'"),
+        (
+            {"prune": "smallest"},
+            ValueError,
+            "prune: expected one of global_magnitude, magnitude, set, set_itop, got 'smallest'",
+        ),
         ({"grow": 3}, TypeError, "grow: expected a name or a function, got int"),
         ({"schedule": "cosin"}, ValueError, "schedule: expected one of"),
         ({"protect": -1}, ValueError, "protect"),

@@ -56,6 +56,47 @@ def test_prune_chooses_what_the_oracle_chooses(rule, kind, count):
     assert len(expected) == count
 
 
+@pytest.mark.parametrize("count", [1, 2, 33, 100, 200])
+@pytest.mark.parametrize("kind", WEIGHTS)
+def test_set_itop_chooses_what_the_oracle_chooses(kind, count):
+    ids = torch.randperm(1000)[:200].sort().values
+    weights = WEIGHTS[kind](200)
+    positions = PRUNE_RULES["set_itop"].rule(active(weights, ids), count)
+    assert set(ids[positions].tolist()) == oracle.set_itop(ids.numpy(), weights.numpy(), count, 3)
+
+
+@pytest.mark.parametrize("fraction", [0.05, 0.3, 0.6])
+def test_set_itop_has_the_defect_of_its_source(fraction):
+    """About half of all weights go, whatever was asked for: that is why it is for replication only."""
+    blocks = active(torch.randn(4000))
+    assert 0.45 < len(PRUNE_RULES["set_itop"].rule(blocks, round(4000 * fraction))) / 4000 < 0.55
+
+
+@pytest.mark.parametrize("count", [0, 1, 50, 210, 350])
+@pytest.mark.parametrize("kind", WEIGHTS)
+def test_global_magnitude_has_one_threshold(kind, count):
+    """The ids of the layers overlap: a tie is broken by the place in the model."""
+    sizes, layers, offset = (200, 100, 50), [], 0
+    every_id, every_weight = [], []
+    for size in sizes:
+        ids = torch.randperm(300)[:size].sort().values
+        weights = WEIGHTS[kind](size)
+        blocks = active(weights, ids)
+        layers.append(blocks)
+        every_id.append(ids.numpy() + offset)
+        every_weight.append(weights.numpy())
+        offset += blocks.layout.blocks
+    chosen = PRUNE_RULES["global_magnitude"].rule(layers, count)
+    starts = np.cumsum([0, *[blocks.layout.blocks for blocks in layers]])
+    got = {
+        int(blocks.ids[p]) + start
+        for blocks, positions, start in zip(layers, chosen, starts, strict=False)
+        for p in positions.tolist()
+    }
+    expected = oracle.smallest(np.concatenate(every_id), abs(np.concatenate(every_weight)), count, 3)
+    assert got == expected and sum(map(len, chosen)) == count
+
+
 @pytest.mark.parametrize("rule", ["magnitude", "set"])
 def test_permuting_the_weights_permutes_the_choice(rule):
     ids, weights, order = torch.arange(200), WEIGHTS["ties"](200), torch.randperm(200)
