@@ -99,6 +99,8 @@ class EverActive:
     def from_state_dict(cls, state: dict[str, Any], total: int) -> EverActive:
         """Undo :meth:`state_dict` after checking all of it against ``total``; raises ``ValueError``."""
         found, size, data = state["total"], state["size"], state["data"]
+        if not isinstance(found, int) or not isinstance(size, int):
+            raise ValueError(f"ever-active record: expected two counts, got {found!r} and {size!r}")
         if found != total:
             raise ValueError(f"ever-active record: expected {total} places, got {found}")
         if not isinstance(data, Tensor) or data.dim() != 1:
@@ -114,7 +116,7 @@ class EverActive:
                 raise ValueError(f"ever-active record: its bits do not add up to {size}")
         elif data.dtype not in (torch.int32, torch.int64) or data.numel() != size:
             raise ValueError(f"ever-active record: expected {size} ids, got {data.numel()} of {data.dtype}")
-        elif size and (data[0] < 0 or data[-1] >= total or bool((data.diff() <= 0).any())):
+        elif size and (data[0] < 0 or data[-1] >= total or bool((data[1:] <= data[:-1]).any())):
             raise ValueError(f"ever-active record: ids are not sorted, unique and in [0, {total})")
         return record
 

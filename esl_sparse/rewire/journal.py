@@ -41,11 +41,15 @@ class Journal:
                 tensor.copy_(new)
             else:
                 before = tensor.detach()  # an alias that keeps the old memory and shape
-                self.note(lambda: tensor.set_(before))
-                tensor.set_(new)
+                self.note(lambda: _take_over(tensor, before))
+                _take_over(tensor, new)
 
     def assign(self, owner: object, name: str, new: Any) -> None:
         """Set an attribute."""
         before = getattr(owner, name)
         self.note(lambda: setattr(owner, name, before))
         setattr(owner, name, new)
+
+
+def _take_over(tensor: Tensor, other: Tensor) -> None:
+    tensor.set_(other)  # type: ignore[call-overload]

@@ -224,19 +224,22 @@ class Rewirer(Evolver):
     # Gradients of absent places
 
     def _after_optimizer_step(self) -> None:
-        for watch in (*self._watches.values(), *self._counters.values()):
+        for watch in self._watches.values():
             watch.commit()
 
     def _skipped(self) -> None:
-        for watch in (*self._watches.values(), *self._counters.values()):
+        for watch in self._watches.values():
             watch.discard()
+        for counter in self._counters.values():
+            counter.calls = 0
 
     def _prepare(self) -> None:
         """Watch the coming step if it belongs to the window of an update; count calls in the one before."""
         rule = self._grow_rule
         if not isinstance(rule, GradientRule):
             return
-        calls = {name: watch.calls for name, watch in {**self._counters, **self._watches}.items()}
+        calls = {name: counter.calls for name, counter in self._counters.items()}
+        calls.update({name: watch.calls for name, watch in self._watches.items()})
         self._several.update({name: n > 1 for name, n in calls.items() if n})
         into = self._into_window(rule)
         if into is None or into <= 0:

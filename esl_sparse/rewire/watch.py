@@ -250,12 +250,6 @@ class CallCounter:
     def _call(self, seen: Any, grad: Tensor) -> None:
         self.calls += 1
 
-    def commit(self) -> None:
-        pass
-
-    def discard(self) -> None:
-        self.calls = 0
-
     def close(self) -> None:
         self._tap.close()
 

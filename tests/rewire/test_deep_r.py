@@ -1,6 +1,7 @@
 """Deep R against its definition on single weights."""
 
 import copy
+import itertools
 import math
 
 import numpy as np
@@ -125,7 +126,7 @@ def test_interval_and_end():
         reports.append(rewire.step() is not None)
         values.append(model[0].values.detach().clone())
     assert reports == [False, False, True] * 2 + [False] * 3
-    moved = [not torch.equal(a, b) for a, b in zip(values, values[1:], strict=False)]
+    moved = [not torch.equal(a, b) for a, b in itertools.pairwise(values)]
     assert moved == [True] * 7 + [False] * 2  # weights walk at every iteration until the end
 
 

@@ -5,7 +5,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from torch import nn
 
 import esl_sparse as esl
 from esl_sparse.rewire import GradientRule
