@@ -19,7 +19,7 @@ from rich.text import Text
 
 from .. import backends
 from .._version import __version__
-from ..checkpoint import load_checkpoint
+from ..checkpoint import CheckpointError, load_checkpoint
 from ..data import DATASETS, DataNotFoundError, Dataset, load
 from .config import TrainConfig
 from .demo import VariantResult, configurations, run_variant
@@ -29,7 +29,7 @@ from .plots import plot_run
 from .protocol import SUITES, run_protocol, write_tables
 from .run_folder import RunFolder, read_result
 from .signals import stop_requests
-from .train import CHECKPOINT, Interrupted, RunError, Trainer
+from .train import CHECKPOINT, Interrupted, RunError, Trainer, config_of
 
 console = Console()
 INTERRUPTED = 130
@@ -240,9 +240,12 @@ def _resumed(path: Path, data_dir: Path | None, checkpoint_every: int) -> Traine
     state = load_checkpoint(checkpoint)
     if "progress" not in state:
         raise RunError(f"{checkpoint} holds a model, but no run to continue.")
-    config = TrainConfig.from_dict(state["config"])
-    trainer = _trainer(config, load(config.data, data_dir), folder, checkpoint_every)
-    trainer.resume(state)
+    try:
+        config = config_of(state)
+        trainer = _trainer(config, load(config.data, data_dir), folder, checkpoint_every)
+        trainer.resume(state)
+    except CheckpointError as error:
+        raise CheckpointError(f"{checkpoint}: {error}") from error
     return trainer
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar, get_type_hints
+
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -114,12 +116,40 @@ class Progress:
     weight_state: WeightState | None = None
 
     @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> Progress:
-        state = values["weight_state"]
-        return cls(
-            **{
+    def from_dict(cls, values: Any) -> Progress:
+        """Undo `asdict` after checking all of it; raises `TypeError` or `ValueError`."""
+        if not isinstance(values, dict):
+            raise TypeError(f"expected a progress, got {type(values).__name__}")
+        state = values.get("weight_state")
+        return _checked(
+            cls,
+            {
                 **values,
-                "sums": EpochSums(**values["sums"]),
-                "weight_state": WeightState(**state) if state else None,
-            }
+                "sums": _checked(EpochSums, values.get("sums")),
+                "weight_state": None if state is None else _checked(WeightState, state),
+            },
         )
+
+
+def _checked(kind: type[_T], values: Any) -> _T:
+    """A dataclass of numbers, or numbers by layer, with a value of the right type for each field."""
+    hints = get_type_hints(kind)
+    if not isinstance(values, dict) or values.keys() != hints.keys():
+        raise ValueError(f"expected the fields {', '.join(hints)}, got {values!r:.200}")
+    for name, hint in hints.items():
+        value = values[name]
+        if hint == dict[str, float]:
+            fits = isinstance(value, dict) and all(
+                isinstance(k, str) and _is_number(v) for k, v in value.items()
+            )
+        elif hint in (int, float):
+            fits = type(value) is int if hint is int else _is_number(value)
+        else:
+            continue  # another of these, checked already
+        if not fits:
+            raise TypeError(f"{name}: expected {hint}, got {value!r:.200}")
+    return kind(**values)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)

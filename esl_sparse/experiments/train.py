@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..checkpoint import load_checkpoint, save_checkpoint
+from ..checkpoint import CheckpointError, load_checkpoint, restore, save_checkpoint
 from ..data import Dataset, Split
 from ..rewire import RewireReport
 from .build import build
@@ -205,7 +205,7 @@ class Trainer:
     def _test(self) -> TrainResult:
         progress = self.progress
         assert progress.weight_state is not None  # at least one epoch was trained
-        self.model.load_state_dict(load_checkpoint(self.folder / BEST)["model"])
+        restore({"model": self.model}, load_checkpoint(self.folder / BEST))
         loss, accuracy = self.evaluate(self.dataset.test)
         active, total = self.weights
         return TrainResult(
@@ -233,12 +233,50 @@ class Trainer:
         save_checkpoint(self.folder / CHECKPOINT, state)
 
     def resume(self, state: Mapping[str, Any]) -> None:
-        """Continue where `save` left off; `state` is what `load_checkpoint` read."""
-        for name, part in self._parts().items():
-            part.load_state_dict(state[name])
-        self.progress = Progress.from_dict(state["progress"])
+        """Continue where `save` left off; `state` is what `load_checkpoint` read.
+
+        Raises:
+            CheckpointError: it is not of this run, or something in it does not fit; the trainer is as before.
+        """
+        found = config_of(state)
+        if changed := [k for k, v in found.to_dict().items() if v != getattr(self.config, k)]:
+            name = changed[0]
+            raise CheckpointError(
+                f"The checkpoint is of another run: its {name} is {getattr(found, name)!r}, not "
+                f"{getattr(self.config, name)!r}."
+            )
+        try:
+            progress = Progress.from_dict(state.get("progress"))
+            self._check_progress(progress)
+            torch.Generator().set_state(state.get("rng"))  # type: ignore[arg-type]
+        except (RuntimeError, TypeError, ValueError) as error:
+            raise CheckpointError(f"The run's progress or random state does not fit: {error}.") from error
+        restore(self._parts(), state)
+        self.progress = progress
         torch.set_rng_state(state["rng"])
+
+    def _check_progress(self, progress: Progress) -> None:
+        for name, most in (
+            ("epoch", self.config.epochs),
+            ("step_in_epoch", self.steps_per_epoch if progress.epoch < self.config.epochs else 0),
+            ("best_epoch", progress.epoch),
+            ("updates", self.total_steps),
+        ):
+            if not 0 <= (number := getattr(progress, name)) <= most:
+                raise ValueError(f"expected {name} from 0 to {most}, got {number}")
+        if (progress.weight_state is None) != (progress.epoch == 0):
+            raise ValueError(f"weight_state: {progress.weight_state!r} after epoch {progress.epoch}")
 
     def _parts(self) -> dict[str, Any]:
         parts = {"model": self.model, "optimizer": self.optimizer, "scheduler": self.scheduler}
         return parts | ({"rewirer": self.rewirer} if self.rewirer else {})
+
+
+def config_of(state: Mapping[str, Any]) -> TrainConfig:
+    """The configuration in a checkpoint."""
+    try:
+        return TrainConfig.from_dict(state["config"])
+    except KeyError:
+        raise CheckpointError("The checkpoint has no config.") from None
+    except (AttributeError, TypeError, ValueError) as error:
+        raise CheckpointError(f"The checkpoint's config does not fit: {error}.") from error

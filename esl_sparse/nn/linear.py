@@ -229,7 +229,8 @@ class SparseLinear(nn.Module):
         return LayerCall(seen, grad.reshape(-1, self.out_features))
 
     def block_scores(self, calls: Sequence[LayerCall]) -> Iterator[tuple[int, Tensor]]:
-        return BlockScorer(calls, self._layout).strips()
+        # No more than the weights themselves take, where these are few.
+        return BlockScorer(calls, self._layout, strip_bytes=min(1 << 20, self.values.nbytes)).strips()
 
     def gradient_at(self, topology: BlockTopology, call: LayerCall) -> Tensor:
         return linear_grad_values(call.x, call.grad, topology)
@@ -390,6 +391,8 @@ class SparseLinear(nn.Module):
             if dense is not None and own["values"] is None:
                 # A dense checkpoint gives its weights at this layer's own topology.
                 shape = (self.out_features, self.in_features)
+                if not isinstance(dense, Tensor):
+                    raise TypeError(f"weight: expected a tensor, got {type(dense).__name__}")
                 if tuple(dense.shape) != shape:
                     raise ValueError(f"weight: expected shape {shape}, got {tuple(dense.shape)}")
                 own["values"] = self.topology.gather_dense(dense.to(self.values.device))
@@ -398,12 +401,13 @@ class SparseLinear(nn.Module):
                 state_dict.update((prefix + name, tensor) for name, tensor in own.items())
                 if prefix + "weight" in unexpected_keys:
                     unexpected_keys.remove(prefix + "weight")
-            self._check_state(own)
+            self._check_state(own, state_dict.get(prefix + "bias"))
         except (TypeError, ValueError) as error:
             error_msgs.append(f"{prefix.rstrip('.') or type(self).__name__}: {error}")
             return
         if own["values"] is not None and len(own["values"]) != len(self.values):
-            # The checkpoint brings its own number of blocks; the Parameter object stays.
+            # The checkpoint brings its own number of blocks; the Parameter object stays, its gradient does not fit.
+            self.values.grad = None
             self.values.data = self.values.data.new_empty(own["values"].shape)
             self.col_indices = self.col_indices.new_empty(own["col_indices"].shape)
         super()._load_from_state_dict(
@@ -416,7 +420,7 @@ class SparseLinear(nn.Module):
         derived = transpose_index(self.crow_indices, self.col_indices, self._layout.col_blocks)
         self.ccol_indices, self.row_indices_t, self.block_offsets_t = derived
 
-    def _check_state(self, own: dict[str, Tensor | None]) -> None:
+    def _check_state(self, own: dict[str, Tensor | None], bias: Tensor | None) -> None:
         """Raise unless what a checkpoint brings fits together: new blocks come with new values."""
         values, crow, col = own["values"], own["crow_indices"], own["col_indices"]
         if crow is not None or col is not None:
@@ -430,6 +434,11 @@ class SparseLinear(nn.Module):
             expected = (len(self.values) if col is None else len(col), *self.block_size)
             if tuple(values.shape) != expected:
                 raise ValueError(f"values: expected shape {expected}, got {tuple(values.shape)}")
+        if bias is not None and self.bias is not None:
+            if not isinstance(bias, Tensor):
+                raise TypeError(f"bias: expected a tensor, got {type(bias).__name__}")
+            if bias.shape != self.bias.shape:
+                raise ValueError(f"bias: expected shape {tuple(self.bias.shape)}, got {tuple(bias.shape)}")
 
 
 def _fill(tensor: Tensor, generator: torch.Generator | None, draw: Callable[[Tensor], Tensor]) -> None:
