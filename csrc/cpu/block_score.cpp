@@ -1,6 +1,6 @@
 // Op block_score. Event-driven: a channel's gradients are sums of the output gradients at its spikes, so that work
-// falls with the firing rate. 64 rows at a time: their gradients are packed side by side (4 vectors a lane), then each
-// channel's spikes become a list of packed rows to add up.
+// falls with the firing rate. The gradients of 64 rows are packed side by side, 4 vectors a lane; a tile of 128 lanes,
+// 32 KB, then stays in L1 while the spikes of 64 channels are added up, from lists that serve up to 4 such pieces.
 #include "esl/block_score.h"
 
 #include "esl/panels.h"
@@ -9,8 +9,11 @@
 namespace esl::ESL_ISA {
 namespace {
 
-constexpr int kPiece = 64;                   // rows at a time
-constexpr int64_t kChunk = 32;               // words listed at a time: a list of 8 KB
+constexpr int kPiece = 64;                   // rows of a tile
+constexpr int kPieces = 4;                   // at a time, at most
+constexpr int64_t kPacked = 2 << 20;         // bytes of packed gradients, unless one piece takes more
+constexpr int kTile = 2;                     // words: lanes of a tile / 64
+constexpr int kSpan = 64;                    // channels at a time
 constexpr int64_t kWorkPerThread = 1 << 15;  // (lane, channel) pairs worth a second thread
 
 inline int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }
@@ -24,7 +27,8 @@ struct Group {
 
 struct Scratch {
   int64_t groups = 0, rows = 0;  // of all calls together
-  float* packed;                 // [rows, 64]
+  int pieces;                    // packed together
+  float* packed;                 // [pieces, rows, 64]
   Group* group;                  // [groups]
   int32_t* row;                  // [groups, 64]
 
@@ -33,11 +37,16 @@ struct Scratch {
       groups += p.calls[i].lanes.groups();
       rows += p.calls[i].lanes.rows();
     }
+    pieces = 1;  // a power of two, so that a block of 128 rows never straddles two tasks
+    while (pieces < kPieces && pieces * kPiece < p.count * p.bm && pieces * 2 * rows * kPiece * 4 <= kPacked)
+      pieces *= 2;
     packed = static_cast<float*>(p.scratch);
-    group = reinterpret_cast<Group*>(static_cast<char*>(p.scratch) + rows * kPiece * 4);
+    group = reinterpret_cast<Group*>(static_cast<char*>(p.scratch) + packed_bytes());
     row = reinterpret_cast<int32_t*>(group + groups);
   }
-  int64_t bytes() const { return 64 + rows * kPiece * 4 + groups * static_cast<int64_t>(sizeof(Group) + kWord * 4); }
+  int64_t packed_bytes() const { return pieces * rows * kPiece * 4; }
+  int64_t bytes() const { return 64 + packed_bytes() + groups * static_cast<int64_t>(sizeof(Group) + kWord * 4); }
+  float* piece(int k) const { return packed + k * rows * kPiece; }
 
   void index(const BlockScore& p) {
     int64_t k = 0, base = 0;
@@ -54,17 +63,19 @@ struct Scratch {
   }
 };
 
-// Columns [first, first + width) of a call's gradient, scaled, side by side; zero up to 64.
+// Columns [first, last) of a call's gradient, scaled, side by side in pieces of 64; zero up to the end of the last one.
 template <class T>
-void pack_gradient(const ScoreCall& call, int64_t rows, int64_t first, int width, float* packed, int threads) {
+void pack_gradient(const Scratch& s, const ScoreCall& call, int64_t base, int64_t rows, int64_t first, int64_t last,
+                   int threads) {
   const T* const grad = static_cast<const T*>(call.grad);
   const f32x16 scale = set1(call.scale);
   parallel_for(0, call.lanes.rows(), threads, [&](int64_t r) {
-    const T* const from = grad + r * rows + first;
-    float* const to = packed + r * kPiece;
-    for (int c = 0; c < kPiece; c += 16) {
-      const int n = width - c;
-      store(to + c, n >= 16 ? scale * load(from + c) : n > 0 ? scale * load(from + c, n) : zero());
+    const T* const from = grad + r * rows;
+    for (int64_t c = first; c < last; c += kPiece) {
+      float* const to = s.piece(static_cast<int>((c - first) / kPiece)) + (base + r) * kPiece;
+      const int n = static_cast<int>(min(kPiece, last - c));
+      for (int i = 0; i < kPiece; i += 16)
+        store(to + i, n - i >= 16 ? scale * load(from + c + i) : n > i ? scale * load(from + c + i, n - i) : zero());
     }
   });
 }
@@ -87,22 +98,22 @@ inline int list_spikes(const Group* group, int64_t groups, int64_t c, const int3
   return n;
 }
 
-// Two sums side by side, so that an addition need not wait for the one before it.
-struct Sums {
-  f32x16 even[4] = {zero(), zero(), zero(), zero()}, odd[4] = {zero(), zero(), zero(), zero()};
-
-  void add(const float* packed, const int32_t* list, int n) {
-    int i = 0;
-    for (; i + 1 < n; i += 2) {
-      const float* const a = packed + int64_t{list[i]} * kPiece;
-      const float* const b = packed + int64_t{list[i + 1]} * kPiece;
-      for (int v = 0; v < 4; ++v) even[v] = even[v] + load(a + v * 16);
-      for (int v = 0; v < 4; ++v) odd[v] = odd[v] + load(b + v * 16);
-    }
-    if (i < n)
-      for (int v = 0; v < 4; ++v) even[v] = even[v] + load(packed + int64_t{list[i]} * kPiece + v * 16);
+// sum[64] += packed rows. Two sums side by side, so that an addition need not wait for the one before it.
+inline void add_rows(const float* packed, const int32_t* list, int n, float* sum) {
+  f32x16 even[4], odd[4];
+  for (int v = 0; v < 4; ++v) even[v] = load(sum + v * 16);
+  for (int v = 0; v < 4; ++v) odd[v] = zero();
+  int i = 0;
+  for (; i + 1 < n; i += 2) {
+    const float* const a = packed + int64_t{list[i]} * kPiece;
+    const float* const b = packed + int64_t{list[i + 1]} * kPiece;
+    for (int v = 0; v < 4; ++v) even[v] = even[v] + load(a + v * 16);
+    for (int v = 0; v < 4; ++v) odd[v] = odd[v] + load(b + v * 16);
   }
-};
+  if (i < n)
+    for (int v = 0; v < 4; ++v) even[v] = even[v] + load(packed + int64_t{list[i]} * kPiece + v * 16);
+  for (int v = 0; v < 4; ++v) store(sum + v * 16, even[v] + odd[v]);
+}
 
 inline f32x16 magnitude(f32x16 a) {
   float v[16];
@@ -111,19 +122,73 @@ inline f32x16 magnitude(f32x16 a) {
   return load(v);
 }
 
-// Sums of |G| over the channels of one column block, for each of the 64 rows.
-void add_block(const Scratch& s, int64_t c0, int64_t c1, float* out) {
-  f32x16 total[4] = {zero(), zero(), zero(), zero()};
-  int32_t list[kChunk * kWord + 16];
-  for (int64_t c = c0; c < c1; ++c) {
-    Sums sums;
-    for (int64_t g = 0; g < s.groups; g += kChunk) {
-      const int n = list_spikes(s.group + g, min(kChunk, s.groups - g), c, s.row + g * kWord, list);
-      sums.add(s.packed, list, n);
-    }
-    for (int v = 0; v < 4; ++v) total[v] = total[v] + magnitude(sums.even[v] + sums.odd[v]);
+// sum[k][channel - c0][64 rows]: the gradients of channels [c0, c1) in piece first + k.
+void gradients(const Scratch& s, int first, int pieces, int64_t c0, int64_t c1, float (*sum)[kSpan][kPiece]) {
+  const int span = static_cast<int>(c1 - c0);
+  for (int k = 0; k < pieces; ++k) std::memset(sum[k], 0, static_cast<size_t>(span) * sizeof(sum[k][0]));
+  int32_t list[kSpan * kTile * kWord + 16];
+  int start[kSpan + 1] = {};
+  for (int64_t g = 0; g < s.groups; g += kTile) {
+    const int64_t words = min(kTile, s.groups - g);
+    for (int c = 0; c < span; ++c)
+      start[c + 1] = start[c] + list_spikes(s.group + g, words, c0 + c, s.row + g * kWord, list + start[c]);
+    for (int k = 0; k < pieces; ++k)
+      for (int c = 0; c < span; ++c)
+        if (const int n = start[c + 1] - start[c]) add_rows(s.piece(first + k), list + start[c], n, sum[k][c]);
   }
-  for (int v = 0; v < 4; ++v) store(out + v * 16, total[v]);
+}
+
+// Scores of one piece of rows [first, first + width) from the sums of |G| over each of some column blocks.
+void write_scores(const BlockScore& p, int64_t first, int width, int64_t b0, int64_t blocks, float (*sum)[kPiece]) {
+  const int64_t col_blocks = ceil_div(p.cols, p.bn), height = min(p.bm, kPiece);
+  for (int64_t base = 0; base < blocks; base += 16) {
+    const int64_t n = min(16, blocks - base);
+    float channels[16], by_row[kPiece][16];
+    for (int64_t b = 0; b < n; ++b) channels[b] = static_cast<float>(min(p.bn, p.cols - (b0 + base + b) * p.bn));
+    for (int q = 0; q < kPiece; q += 16) {
+      f32x16 m[16];
+      for (int b = 0; b < 16; ++b) m[b] = b < n ? load(sum[base + b] + q) : zero();
+      transpose(m);
+      for (int r = 0; r < 16; ++r) store(by_row[q + r], m[r]);
+    }
+    for (int64_t r = 0; r < width; r += height) {
+      f32x16 total = load(by_row[r]);
+      for (int64_t k = 1; k < height; ++k) total = total + load(by_row[r + k]);
+      float value[16];
+      store(value, total);
+      const int64_t row_block = (first + r) / p.bm, begin = row_block * p.bm, end = min(begin + p.bm, p.rows);
+      float* const out = p.scores + (row_block - p.first) * col_blocks + b0 + base;
+      // A block taller than a piece is finished by its last one.
+      const bool starts = first + r == begin, ends = first + r + height >= end;
+      for (int64_t b = 0; b < n; ++b) {
+        const float so_far = starts ? value[b] : out[b] + value[b];
+        out[b] = ends ? so_far / (static_cast<float>(end - begin) * channels[b]) : so_far;
+      }
+    }
+  }
+}
+
+// Rows [first, last) of the packed pieces from `piece` on, and column blocks [b0, b0 + blocks): 64 channels, or a
+// block.
+void score(const BlockScore& p, const Scratch& s, int piece, int64_t first, int64_t last, int64_t b0, int64_t blocks) {
+  const int pieces = static_cast<int>(ceil_div(last - first, kPiece));
+  alignas(64) float gradient[kPieces][kSpan][kPiece], sum[kPieces][kSpan][kPiece];
+  for (int k = 0; k < pieces; ++k) std::memset(sum[k], 0, static_cast<size_t>(blocks) * sizeof(sum[k][0]));
+  const int64_t end = min((b0 + blocks) * p.bn, p.cols);
+  for (int64_t c0 = b0 * p.bn; c0 < end; c0 += kSpan) {
+    const int64_t c1 = min(c0 + kSpan, end);
+    gradients(s, piece, pieces, c0, c1, gradient);
+    for (int k = 0; k < pieces; ++k)
+      for (int64_t c = c0; c < c1; ++c) {
+        float* const total = sum[k][c / p.bn - b0];
+        for (int r = 0; r < kPiece; r += 16)
+          store(total + r, load(total + r) + magnitude(load(gradient[k][c - c0] + r)));
+      }
+  }
+  for (int k = 0; k < pieces; ++k) {
+    const int64_t row = first + k * kPiece;
+    write_scores(p, row, static_cast<int>(min(kPiece, last - row)), b0, blocks, sum[k]);
+  }
 }
 
 }  // namespace
@@ -133,49 +198,23 @@ int64_t block_score_scratch(const BlockScore& p) { return Scratch(p).bytes(); }
 void block_score(const BlockScore& p) {
   Scratch s(p);
   s.index(p);
-  const int64_t col_blocks = ceil_div(p.cols, p.bn), last_row = min((p.first + p.count) * p.bm, p.rows);
+  const int64_t col_blocks = ceil_div(p.cols, p.bn), end = min((p.first + p.count) * p.bm, p.rows);
   const int threads = static_cast<int>(min(p.threads, 1 + s.groups * kWord * p.cols / kWorkPerThread));
-  // 16 column blocks make a vector of scores; fewer where threads would be left without any.
-  const int64_t span = min(16, ceil_div(col_blocks, int64_t{4} * threads));
-  for (int64_t first = p.first * p.bm; first < last_row; first += kPiece) {
-    const int width = static_cast<int>(min(kPiece, last_row - first));
-    float* packed = s.packed;
+  const int64_t blocks = ceil_div(kSpan, p.bn), spans = ceil_div(col_blocks, blocks);
+  // A task takes all pieces, so that its lists serve them all, unless that leaves threads idle.
+  const int64_t whole = p.bm > kPiece ? p.bm / kPiece : 1;
+  const int64_t together = spans >= int64_t{2} * threads ? s.pieces : min(s.pieces, whole);
+  for (int64_t first = p.first * p.bm; first < end; first += s.pieces * kPiece) {
+    const int64_t last = min(first + s.pieces * kPiece, end), height = together * kPiece;
+    int64_t base = 0;
     for (int64_t i = 0; i < p.call_count; ++i) {
       const auto pack = p.calls[i].dtype == Dtype::f32 ? pack_gradient<float> : pack_gradient<bf16>;
-      pack(p.calls[i], p.rows, first, width, packed, threads);
-      packed += p.calls[i].lanes.rows() * kPiece;
+      pack(s, p.calls[i], base, p.rows, first, last, threads);
+      base += p.calls[i].lanes.rows();
     }
-    parallel_for_dynamic(0, ceil_div(col_blocks, span), threads, 1, [&](int64_t u) {
-      const int64_t b0 = u * span, blocks = min(span, col_blocks - b0);
-      alignas(64) float sums[16][kPiece] = {};
-      float channels[16];
-      for (int64_t b = 0; b < blocks; ++b) {
-        const int64_t c = (b0 + b) * p.bn, c1 = min(c + p.bn, p.cols);
-        channels[b] = static_cast<float>(c1 - c);
-        add_block(s, c, c1, sums[b]);
-      }
-      alignas(64) float by_row[kPiece][16];
-      for (int q = 0; q < kPiece; q += 16) {
-        f32x16 m[16];
-        for (int b = 0; b < 16; ++b) m[b] = load(sums[b] + q);
-        transpose(m);
-        for (int r = 0; r < 16; ++r) store(by_row[q + r], m[r]);
-      }
-      // A block taller than a piece is finished by its last one.
-      const int64_t height = min(p.bm, kPiece);
-      for (int64_t r = 0; r < width; r += height) {
-        f32x16 total = load(by_row[r]);
-        for (int64_t k = 1; k < height; ++k) total = total + load(by_row[r + k]);
-        float value[16];
-        store(value, total);
-        const int64_t row_block = (first + r) / p.bm, begin = row_block * p.bm, end = min(begin + p.bm, p.rows);
-        float* const out = p.scores + (row_block - p.first) * col_blocks + b0;
-        const bool starts = first + r == begin, ends = first + r + height >= end;
-        for (int64_t b = 0; b < blocks; ++b) {
-          const float sum = starts ? value[b] : out[b] + value[b];
-          out[b] = ends ? sum / (static_cast<float>(end - begin) * channels[b]) : sum;
-        }
-      }
+    parallel_for_dynamic(0, spans * ceil_div(last - first, height), threads, 1, [&](int64_t task) {
+      const int64_t b0 = task % spans * blocks, k = task / spans, row = first + k * height;
+      score(p, s, static_cast<int>(k * together), row, min(row + height, last), b0, min(blocks, col_blocks - b0));
     });
   }
 }

@@ -39,6 +39,7 @@ CASES = {
     "2x128": Case(3, 129, (2, 128)),
     "one-sample": Case(13, 18, (4, 4), ((9, 1),)),
     "many-lanes": Case(5, 6, (2, 2), ((3, 900),)),
+    "128x2-many-lanes": Case(300, 5, (128, 2), ((3, 300),)),
     "no-samples": Case(9, 10, (4, 4), ((1, 0),)),
     "no-steps": Case(9, 10, (4, 4), ((0, 4),)),
     "silent": Case(12, 20, (4, 4), ((1, 40),), 0.0),
@@ -146,11 +147,10 @@ def test_gradients_of_different_types(backend):
 @pytest.mark.parametrize("strip_bytes", [1, 4 * 64 * 40])
 @pytest.mark.parametrize("form", ["packed", "float"])
 @pytest.mark.parametrize("case", ["1x1-two-pieces", "16x16", "64x2", "128x128", "4x4-overhang"])
-def test_strips(backend, monkeypatch, case, form, strip_bytes):
+def test_strips(backend, case, form, strip_bytes):
     """However high a strip is, scores are the same; none is higher than its memory allows."""
     p = Problem(CASES[case], form)
-    monkeypatch.setattr(op, "_STRIP_BYTES", strip_bytes)
-    strips = [s for _, s in BlockScorer(p.calls, p.layout).strips()]
+    strips = [s for _, s in BlockScorer(p.calls, p.layout, strip_bytes).strips()]
     height = max(64, p.layout.bm) // p.layout.bm
     if strip_bytes == 1:
         assert {len(s) for s in strips[:-1]} <= {height}
@@ -190,7 +190,7 @@ def test_events_serve_what_fires_rarely(backend, monkeypatch, rate):
     assert bool(served) == (rate < 0.5)
 
 
-@pytest.mark.parametrize("case", ["1x1-two-pieces", "128x128", "many-lanes", "three-calls", "firing"])
+@pytest.mark.parametrize("case", ["1x1-two-pieces", "128x128", "128x2-many-lanes", "three-calls", "firing"])
 @pytest.mark.parametrize("count", [2, 3])
 @pytest.mark.parametrize("backend", NATIVE, indirect=True)
 def test_bits_do_not_depend_on_the_thread_count(backend, threads, monkeypatch, case, count):

@@ -20,8 +20,9 @@ from . import native, reference
 
 _STRIP_BYTES = 1 << 20
 _STRIP_ROWS = 64  # at least: fewer rows would read the input too often
-# Events took as long as the dense product at rates of .45 to .65 (2 cores of EPYC 9005; 512 to 8,192 lanes).
-_EVENT_RATE = 0.5
+# Above this rate: torch.mm on floats. Events took .17 of its time at rate .1, .5 at .5 and .9 at 1 with AVX-512; with
+# AVX2, against the same torch.mm, .3, .7 and 1.3.
+_EVENT_RATE = 0.75
 
 
 class LayerCall(NamedTuple):
@@ -84,9 +85,12 @@ class BlockScorer:
     Args:
         calls: every call of the layer in the step, at least one. All gradients are on one device.
         layout: of the weight; one group, one tap.
+        strip_bytes: of a strip and what is made on its way, unless 64 rows take more.
     """
 
-    def __init__(self, calls: Sequence[LayerCall], layout: BlockLayout) -> None:
+    def __init__(
+        self, calls: Sequence[LayerCall], layout: BlockLayout, strip_bytes: int = _STRIP_BYTES
+    ) -> None:
         if layout.groups != 1 or layout.taps != 1:
             raise ValueError(
                 f"layout: expected that of a linear layer, got {layout.groups} groups, {layout.taps} taps"
@@ -105,14 +109,14 @@ class BlockScorer:
             self._x = [_rows(x, lanes, dtype) for x, lanes in zip(self._x, self._lanes, strict=True)]
         # What a strip of rows makes: its scores, or the dense product that they come from.
         made = layout.col_blocks / layout.bm if events else layout.cols
-        rows = int(_STRIP_BYTES / 4 / max(made, 1))
+        rows = int(strip_bytes / 4 / max(made, 1))
         self._strip = max(rows // _STRIP_ROWS * _STRIP_ROWS, _STRIP_ROWS, layout.bm) // layout.bm
 
     def strips(self) -> Iterator[tuple[int, Tensor]]:
         """``(first_row_block, scores float32 [n, col_blocks])`` from the first to the last block row.
 
         A strip's scores are the caller's own: they may be kept or written to. A strip and all that is made on its way
-        take about 1 MB, or 64 rows (``bm``, if more) where those are larger.
+        take about ``strip_bytes``, or 64 rows (``bm``, if more) where those are larger.
         """
         lay = self.layout
         T, B, scale = (list(each) for each in zip(*self._lanes, strict=True))
