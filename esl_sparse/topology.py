@@ -12,6 +12,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from . import _native
+from ._backends import choose
+
 MAX_BLOCK = 128
 _INT32_MAX = 2**31 - 1
 
@@ -106,7 +109,10 @@ def row_indices(crow_indices: Tensor, nnzb: int) -> Tensor:
 
 
 def transpose_index(crow_indices: Tensor, col_indices: Tensor, col_blocks: int) -> TransposedIndex:
-    """Derive the column-order index. O(nnzb log nnzb) time, O(nnzb + col_blocks) memory."""
+    """Derive the column-order index. Natively O(nnzb + col_blocks) time, and no memory beyond the result."""
+    device = col_indices.device.type
+    if device == "cpu" and choose("transpose_index", device, torch.float32) == "native":
+        return _transpose_index_native(crow_indices.int(), col_indices.int(), col_blocks)
     nnzb = col_indices.numel()
     order = torch.sort(col_indices, stable=True).indices
     ccol = torch.zeros(col_blocks + 1, dtype=torch.int64, device=col_indices.device)
@@ -115,12 +121,24 @@ def transpose_index(crow_indices: Tensor, col_indices: Tensor, col_blocks: int) 
     return TransposedIndex(ccol.int(), rows_t, order.int())
 
 
+def _transpose_index_native(crow: Tensor, col: Tensor, col_blocks: int) -> TransposedIndex:
+    crow, col = crow.contiguous(), col.contiguous()
+    ccol = torch.empty(col_blocks + 1, dtype=torch.int32)
+    row_t, offset_t = torch.empty_like(col), torch.empty_like(col)
+    tensors = (crow, col, ccol, row_t, offset_t)
+    args = (crow.numel() - 1, col_blocks, *(t.data_ptr() for t in tensors), torch.get_num_threads())
+    run = _native.lib().transpose_index
+    scratch = torch.empty(run(*args, 0), dtype=torch.uint8)
+    run(*args, scratch.data_ptr())
+    return TransposedIndex(ccol, row_t, offset_t)
+
+
 def index_from_block_ids(block_ids: Tensor, layout: BlockLayout) -> tuple[Tensor, Tensor]:
     """``(crow_indices, col_indices)`` int32 of sorted, unique linear block ids ``row * col_blocks + col``."""
     rows = block_ids // layout.col_blocks
     crow = torch.zeros(layout.row_blocks + 1, dtype=torch.int64, device=block_ids.device)
     crow[1:] = torch.bincount(rows, minlength=layout.row_blocks).cumsum(0)
-    return crow.int(), (block_ids - rows * layout.col_blocks).int()
+    return crow.int(), rows.mul_(-layout.col_blocks).add_(block_ids).int()
 
 
 def _first(bad: Tensor) -> int:
@@ -274,7 +292,7 @@ class BlockTopology(NamedTuple):
 
     def block_ids(self) -> Tensor:
         """Linear id ``row * col_blocks + col`` of each stored block, int64 ``[nnzb]``, sorted."""
-        return self.row_indices() * self.layout.col_blocks + self.col_indices
+        return self.row_indices().mul_(self.layout.col_blocks).add_(self.col_indices)
 
     def valid(self) -> Tensor:
         """Which entries of ``values`` lie inside the weight, bool ``[nnzb, bm, bn]``."""

@@ -21,5 +21,6 @@ void bind_linear(py::module_& m);
 void bind_lif(py::module_& m);
 void bind_block_score(py::module_& m);
 void bind_select(py::module_& m);
+void bind_transpose_index(py::module_& m);
 
 }  // namespace esl

@@ -49,4 +49,5 @@ PYBIND11_MODULE(_C, m) {
   bind_lif(m);
   bind_block_score(m);
   bind_select(m);
+  bind_transpose_index(m);
 }

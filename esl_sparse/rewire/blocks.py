@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -66,17 +67,17 @@ class Candidates:
     """What is known of the gradient of one layer's absent places, for a :class:`~.grow.GradientRule`.
 
     Attributes:
-        ids: int64 ``[c]``, sorted: the places followed, those just pruned among them. No absent place had a
+        ids: int64 ``[c]``, all different: the places followed, those just pruned among them. No absent place had a
             larger gradient when the window began.
         score: mean |gradient| of each over its entries inside the weight, float32 ``[c]``; with a window
             longer than one step, of the gradient's moving average.
-        row_mean: mean score of each row block over these and over its active blocks, float32
+        row_mean: computes the mean score of each row block over these and over its active blocks, float32
             ``[row_blocks]``.
     """
 
     ids: Tensor
     score: Tensor
-    row_mean: Tensor
+    row_mean: Callable[[], Tensor]
 
 
 @dataclass(frozen=True)

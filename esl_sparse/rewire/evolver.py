@@ -42,12 +42,11 @@ class LayerUpdate:
             return
         for tensor, fill in self.carried:
             journal.write_(tensor, self.rewiring.carry(tensor, fill))
-        for topology in self.topologies:
-            # Each gets memory of its own: where the size changes, the index takes over what it is given.
+        for i, topology in enumerate(self.topologies):
             for own, new in zip(
                 topology.index_tensors(), self.rewiring.topology.index_tensors(), strict=True
             ):
-                journal.write_(own, new.to(own.device, copy=True) if own.shape != new.shape else new)
+                journal.write_(own, new.clone() if i else new)  # a copy has an index of its own
 
 
 class Evolver:

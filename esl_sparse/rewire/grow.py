@@ -97,7 +97,7 @@ def shared_over_neurons(absent: AbsentBlocks, count: int) -> Tensor:
     known = _candidates(absent)
     row = known.ids // absent.layout.col_blocks
     available = torch.bincount(row, minlength=absent.layout.row_blocks)
-    quota = torch.tensor(apportion(count, known.row_mean.tolist(), available.tolist()), device=row.device)
+    quota = torch.tensor(apportion(count, known.row_mean().tolist(), available.tolist()), device=row.device)
     order = absent.ranked(known.score, known.ids)
     order = order[row[order].sort(stable=True).indices]  # the best first within each row
     first = available.cumsum(0) - available

@@ -11,7 +11,7 @@ class Journal:
     """Makes a series of changes all or nothing: leaving the context by an exception takes them back.
 
     Each change first notes how to undo it, which needs no memory when it is done; undoing twice or without
-    the change is harmless. The cost is a copy of everything written.
+    the change is harmless. What was there before is kept until the context is left.
     """
 
     def __init__(self) -> None:
@@ -25,30 +25,37 @@ class Journal:
             with torch.no_grad():
                 for undo in reversed(self._undo):
                     undo()
+        self._undo.clear()
 
     def note(self, undo: Callable[[], object]) -> None:
         self._undo.append(undo)
 
     def write_(self, tensor: Tensor, new: Tensor) -> None:
-        """Make ``tensor`` hold ``new``: in its own memory, or, where the shape changes, in that of ``new``.
+        """Make ``tensor``, the same object, hold ``new``, which is given away.
 
-        The tensor stays the same object in either case.
+        It takes over the memory of ``new``, so nothing is copied and the old memory is the way back. Where others may
+        look at its own memory (a captured CUDA graph, another process, a view) that is written instead.
         """
         with torch.no_grad():
-            if tensor.shape == new.shape:
+            if tensor.shape == new.shape and not _is_private(tensor):
                 before = tensor.detach().clone()
                 self.note(lambda: tensor.copy_(before))
                 tensor.copy_(new)
             else:
                 before = tensor.detach()  # an alias that keeps the old memory and shape
                 self.note(lambda: _take_over(tensor, before))
-                _take_over(tensor, new)
+                _take_over(tensor, new.to(tensor.device, tensor.dtype))
 
     def assign(self, owner: object, name: str, new: Any) -> None:
         """Set an attribute."""
         before = getattr(owner, name)
         self.note(lambda: setattr(owner, name, before))
         setattr(owner, name, new)
+
+
+def _is_private(tensor: Tensor) -> bool:
+    whole = tensor.untyped_storage().nbytes() == tensor.nbytes
+    return tensor.device.type == "cpu" and whole and not tensor.is_shared()
 
 
 def _take_over(tensor: Tensor, other: Tensor) -> None:

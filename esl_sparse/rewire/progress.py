@@ -4,9 +4,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 
+from ..topology import BlockLayout, check_block_ids
 from .ever_active import EverActive
 from .layers import SparseLayer
 
@@ -46,7 +46,7 @@ class Progress:
     ) -> Progress:
         """Undo :meth:`state_dict` after checking all of it; raises ``ValueError`` naming the layer."""
         iteration, saved = state.get("iteration"), state.get("layers")
-        if not isinstance(iteration, int) or iteration < 0:
+        if type(iteration) is not int or iteration < 0:
             raise ValueError(f"state_dict: expected an iteration, got {iteration!r}")
         if not isinstance(saved, dict):
             raise ValueError("state_dict: the layers are missing")
@@ -56,10 +56,12 @@ class Progress:
                 raise ValueError(f"state_dict: the {lacking} has no sparse layer {name!r}")
         ever_active, recent = {}, {}
         for name, layer in layers.items():
-            device, blocks = layer.values.device, layer.topology.layout.blocks
+            device, layout = layer.values.device, layer.topology.layout
             try:
-                ever_active[name] = EverActive.from_state_dict(saved[name]["ever_active"], blocks).to(device)
-                recent[name] = last(tuple(_ids(x).to(device) for x in saved[name]["recent"]), protect)
+                ever_active[name] = EverActive.from_state_dict(saved[name]["ever_active"], layout.blocks).to(
+                    device
+                )
+                recent[name] = last(tuple(_ids(x, layout).to(device) for x in saved[name]["recent"]), protect)
             except (KeyError, TypeError, ValueError) as error:
                 raise ValueError(f"state_dict: {name}: {error!r}") from error
         return cls(iteration, ever_active, recent)
@@ -69,7 +71,8 @@ def last(items: tuple[Tensor, ...], count: int) -> tuple[Tensor, ...]:
     return items[max(0, len(items) - count) :]
 
 
-def _ids(grown: Any) -> Tensor:
-    if not isinstance(grown, Tensor) or grown.dtype != torch.int64 or grown.dim() != 1:
-        raise ValueError("recent: expected int64 ids of one dimension")
+def _ids(grown: Any, layout: BlockLayout) -> Tensor:
+    if not isinstance(grown, Tensor):
+        raise TypeError(f"recent: expected tensors of ids, got {type(grown).__name__}")
+    check_block_ids(grown, layout)
     return grown

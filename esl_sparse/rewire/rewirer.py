@@ -212,12 +212,16 @@ class Rewirer(Evolver):
             return ids.new_empty(0), record, ""
         rule, candidates, note = self._grow_rule, None, ""
         if isinstance(rule, GradientRule):
-            candidates, note = self._watches[name].candidates(pruned)
+            candidates, note = self._watches[name].candidates(pruned, ids[pruned])
             if candidates is None:
                 rule = GROW_RULES["random"]
-        absent = AbsentBlocks(name, layout, ids[stays], record, seed, self.generator, candidates)
-        chosen = checked_choice("grow", name, rule(absent, count), count, layout.blocks)
-        if not absent.contains(chosen).all():
+        active = ids[stays]
+        del ids
+        absent = AbsentBlocks(name, layout, active, record, seed, self.generator, candidates)
+        chosen = rule(absent, count)
+        del absent, candidates  # as large as the layer, with blocks of 1x1
+        chosen = checked_choice("grow", name, chosen, count, layout.blocks)
+        if contains_sorted(active, chosen).any():
             raise ValueError(f"grow: the rule chose blocks of {name} that are active")
         return chosen, record.including(chosen), note
 
@@ -317,18 +321,25 @@ class Rewirer(Evolver):
 
     def _load(self, state: Mapping[str, Any]) -> None:
         rule, watches = self._grow_rule, {}
-        several, saved = state.get("several", {}), state.get("watches", {})
+        several, saved = state.get("several"), state.get("watches")
         if not isinstance(several, dict) or not isinstance(saved, dict):
             raise ValueError("state_dict: expected watches and several by layer")
+        for name, flag in several.items():
+            if name not in self._layers or not isinstance(flag, bool):
+                raise ValueError(
+                    f"state_dict: several: expected a flag for each layer, got {name!r}: {flag!r}"
+                )
+        if saved and not self._trained_layers().keys() <= saved.keys() <= self._layers.keys():
+            raise ValueError(f"state_dict: watches: expected one for each layer, got {[*saved]}")
         if isinstance(rule, GradientRule) and self._is_watching(rule):
             try:
                 watches = self._new_watches(rule, saved)
-            except (AttributeError, KeyError, TypeError, ValueError) as error:
-                raise ValueError(f"state_dict: {error}") from error
+            except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
+                raise ValueError(f"state_dict: watches: {error!r}") from error
         _clear(self._watches)
         self._watches.update(watches)
         self._several.clear()
-        self._several.update({str(name): bool(flag) for name, flag in several.items()})
+        self._several.update(several)
         _clear(self._counters)
         if isinstance(rule, GradientRule) and self._into_window(rule) == -1:
             self._counters.update({name: CallCounter(x) for name, x in self._trained_layers().items()})

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..ops.select import TopK
-from ..topology import BlockLayout, BlockTopology, check_block_ids
+from ..topology import BlockLayout, BlockTopology, check_block_ids, index_from_block_ids, row_indices
 from .blocks import Candidates
 from .grow import GradientRule
 from .layers import GradientLayer, SparseLayer
@@ -24,17 +24,16 @@ class _Scan:
     """What one look at all places found.
 
     Attributes:
-        ids: int64 ``[c]``, sorted: the candidates. score: float32 ``[c]``.
-        active_score: float32 ``[nnzb]``, of the blocks that there are.
-        nonfinite: scores that are NaN or infinite.
         topology: of the candidates.
+        nonfinite: scores that are NaN or infinite.
+        score: float32 ``[c]``, the candidates'. active_score: float32 ``[nnzb]``, of the blocks that there are. Empty
+            where only what follows them counts.
     """
 
-    ids: Tensor
+    topology: BlockTopology
+    nonfinite: int
     score: Tensor
     active_score: Tensor
-    nonfinite: int
-    topology: BlockTopology
 
 
 class Watch:
@@ -100,23 +99,24 @@ class Watch:
     def _scan(self, calls: list[Any]) -> _Scan:
         layer = self.layer
         topology, layout = layer.topology, layer.topology.layout
-        device = layer.values.device
-        active = topology.block_ids()
-        places = layout.blocks - active.numel()
-        top = TopK(self.rule.followed(self.grow, active.numel(), places), self.seed, device)
-        active_score = torch.empty(active.numel(), device=device)
+        device, nnzb = layer.values.device, topology.nnzb
+        top = TopK(self.rule.followed(self.grow, nnzb, layout.blocks - nnzb), self.seed, device)
+        active_score = torch.empty(nnzb, device=device)
         for first, scores in layer.block_scores(calls):
-            n, first_id = scores.numel(), first * layout.col_blocks
+            crow = topology.crow_indices[first : first + len(scores) + 1]
+            low, high = int(crow[0]), int(crow[-1])
+            here = row_indices(crow, high - low).mul_(layout.col_blocks).add_(topology.col_indices[low:high])
             scores = scores.view(-1)
-            low, high = topology.crow_indices[[first, first + n // layout.col_blocks]].tolist()
-            here = active[low:high] - first_id
             active_score[low:high] = scores[here]
             scores[here] = -torch.inf  # not to be chosen
-            top.push(scores, first_id)
+            top.push(scores, first * layout.col_blocks)
         ids, score = top.result()
         nonfinite = top.nonfinite + int((~active_score.isfinite()).sum())
-        scan = _Scan(ids, score, active_score, nonfinite, BlockTopology.from_block_ids(ids, layout))
+        del top
+        scan = _Scan(_row_index(ids, layout), nonfinite, score, active_score)
         if self.length > 1:
+            scan.score, scan.active_score = score.new_empty(0), score.new_empty(0)
+            del ids, score, active_score
             for call in calls:
                 self._add(scan, call)
         return scan
@@ -148,7 +148,7 @@ class Watch:
         grad = layer.values.grad
         if self._average is None or self._active_average is None:
             block = layer.values.shape[1:]
-            self._average = torch.zeros(found.ids.numel(), *block, device=layer.values.device)
+            self._average = torch.zeros(found.topology.nnzb, *block, device=layer.values.device)
             self._active_average = torch.zeros(layer.topology.nnzb, *block, device=layer.values.device)
         self._average.mul_(beta)
         self._active_average.mul_(beta)
@@ -166,8 +166,8 @@ class Watch:
 
     # At the update
 
-    def candidates(self, pruned: Tensor) -> tuple[Candidates | None, str]:
-        """What the window found, with the blocks just pruned (positions, sorted); or None, and why.
+    def candidates(self, pruned: Tensor, pruned_ids: Tensor) -> tuple[Candidates | None, str]:
+        """What the window found, with the blocks just pruned (their positions and ids); or None, and why.
 
         Raises:
             ValueError: NaN or infinite gradients.
@@ -179,44 +179,46 @@ class Watch:
             return None, "no gradient reached it: grown at random"
         if self._index != _stamp(layer):
             return None, "its blocks were changed while its gradient was followed: grown at random"
-        layout, ids = layer.topology.layout, layer.topology.block_ids()
+        topology, layout = layer.topology, layer.topology.layout
         score, active_score, nonfinite = found.score, found.active_score, found.nonfinite
         if self.length > 1:
-            score = _block_means(self._average, layout, found.ids)
-            active_score = _block_means(self._active_average, layout, ids)
+            score = _block_means(self._average, found.topology)
+            active_score = _block_means(self._active_average, topology)
             nonfinite += sum(int((~x.isfinite()).sum()) for x in (score, active_score))
         if nonfinite:
             raise ValueError(f"{self.name}: the gradients of {nonfinite} blocks are NaN or infinite")
         if not (score.any() or active_score.any()):
             return None, "silent, all gradients are 0: grown at random"
-        sums = layer.values.new_zeros(layout.row_blocks, dtype=torch.float32)
-        number = torch.zeros_like(sums)
-        for some, its_score in ((found.ids, score), (ids, active_score)):
-            row = some // layout.col_blocks
-            sums.index_add_(0, row, its_score)
-            number.index_add_(0, row, torch.ones_like(its_score))
-        all_ids, order = torch.cat([found.ids, ids[pruned]]).sort()
-        all_scores = torch.cat([score, active_score[pruned]])[order]
-        return Candidates(all_ids, all_scores, sums / number.clamp_(min=1)), ""
+
+        def row_mean() -> Tensor:
+            sums = torch.zeros(layout.row_blocks, device=score.device)
+            number = torch.zeros_like(sums)
+            for some, its_score in ((found.topology, score), (topology, active_score)):
+                sums.index_add_(0, some.row_indices(), its_score)
+                number.add_(some.crow_indices.diff())
+            return sums / number.clamp_(min=1)
+
+        ids = torch.cat([found.topology.block_ids(), pruned_ids])
+        return Candidates(ids, torch.cat([score, active_score[pruned]]), row_mean), ""
 
     # Checkpoints
 
     def state_dict(self) -> dict[str, Any]:
         state: dict[str, Any] = {"seed": self.seed, "several": self.several}
         if self._found is not None:
-            state |= {"ids": self._found.ids, "nonfinite": self._found.nonfinite}
+            state |= {"ids": self._found.topology.block_ids(), "nonfinite": self._found.nonfinite}
             state |= {"average": self._average, "active_average": self._active_average}
         return state
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Undo :meth:`state_dict` after checking all of it; raises ``KeyError``, ``TypeError``, ``ValueError``."""
         seed, several, found = state["seed"], state["several"], None
-        if not isinstance(seed, int) or several not in (None, False, True):
+        if type(seed) is not int or not 0 <= seed < 1 << 62 or not isinstance(several, (bool, type(None))):
             raise ValueError(f"watch: expected a seed and a flag, got {seed!r} and {several!r}")
-        if "ids" in state:
+        if state.keys() - {"seed", "several"}:
             topology, device = self.layer.topology, self.layer.values.device
             ids, nonfinite = state["ids"], state["nonfinite"]
-            if not isinstance(ids, Tensor) or not isinstance(nonfinite, int):
+            if not isinstance(ids, Tensor) or type(nonfinite) is not int or nonfinite < 0:
                 raise ValueError("watch: expected ids and a number")
             check_block_ids(ids, topology.layout)
             ids = ids.to(device)
@@ -230,10 +232,8 @@ class Watch:
                     got = tuple(tensor.shape) if isinstance(tensor, Tensor) else type(tensor).__name__
                     raise ValueError(f"watch: expected {name} of shape {(n, *block)}, got {got}")
                 averages.append(tensor.to(device, torch.float32, copy=True))
-            nothing = torch.empty(0, device=device)  # a window of several steps does not use the scores
-            found = _Scan(
-                ids, nothing, nothing, nonfinite, BlockTopology.from_block_ids(ids, topology.layout)
-            )
+            nothing = torch.empty(0, device=device)
+            found = _Scan(_row_index(ids, topology.layout), nonfinite, nothing, nothing)
         self.seed, self.several, self._found = seed, several, found
         self._average, self._active_average = averages if found is not None else (None, None)
         self._index = _stamp(self.layer)
@@ -333,6 +333,18 @@ def _stamp(layer: SparseLayer) -> tuple[int, ...]:
     return topology.nnzb, topology.col_indices.data_ptr(), topology.col_indices._version
 
 
-def _block_means(entries: Tensor | None, layout: BlockLayout, ids: Tensor) -> Tensor:
+def _row_index(ids: Tensor, layout: BlockLayout) -> BlockTopology:
+    """A topology without its column order, which gradients of values do not need."""
+    crow, col = index_from_block_ids(ids, layout)
+    nothing = col.new_empty(0)
+    return BlockTopology(layout, crow, col, nothing, nothing, nothing)
+
+
+def _block_means(entries: Tensor | None, topology: BlockTopology) -> Tensor:
+    """Mean |entry| inside the weight, ``[nnzb, bm, bn]`` -> ``[nnzb]``."""
     assert entries is not None
-    return entries.abs().sum((1, 2)) / layout.block_extent(ids)
+    if entries.shape[1:] == (1, 1):
+        return entries.view(-1).abs()
+    sums = torch.linalg.vector_norm(entries, 1, (1, 2))
+    layout = topology.layout
+    return sums.div_(layout.block_extent(topology.block_ids()) if layout.overhangs else layout.bm * layout.bn)

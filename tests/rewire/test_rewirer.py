@@ -124,11 +124,24 @@ def test_objects_stay_the_same():
     model, optimizer = trained()
     layer = model[0]
     kept = [layer.values, layer.values.grad, layer.crow_indices, optimizer.state[layer.values]["exp_avg"]]
-    pointers = [t.data_ptr() for t in kept]
     rewirer(model, optimizer).step()
     now = [layer.values, layer.values.grad, layer.crow_indices, optimizer.state[layer.values]["exp_avg"]]
     assert all(a is b for a, b in zip(kept, now, strict=True))
-    assert pointers == [t.data_ptr() for t in now]
+
+
+def test_memory_that_others_look_at_stays_the_same():
+    """Shared with another process, or part of a larger buffer, as DDP's gradients are."""
+    model, optimizer = trained()
+    model.share_memory()
+    layer = model[0]
+    bucket = torch.zeros(2 * layer.values.numel())
+    layer.values.grad = bucket[: layer.values.numel()].view_as(layer.values).copy_(layer.values.grad)
+    kept = [layer.values, layer.values.grad, *layer.topology.index_tensors()]
+    pointers, ids = [t.data_ptr() for t in kept], layer.topology.block_ids()
+    rewirer(model, optimizer).step()
+    now = [layer.values, layer.values.grad, *layer.topology.index_tensors()]
+    assert pointers == [t.data_ptr() for t in now] and layer.values.is_shared()
+    assert not torch.equal(ids, layer.topology.block_ids())
 
 
 def test_a_network_trains_through_updates():

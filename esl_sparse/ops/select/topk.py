@@ -9,9 +9,11 @@ from torch import Tensor
 
 from .op import largest
 
+_PIECE = 1 << 13
+
 
 class TopK:
-    """The ``count`` largest of all scores pushed, in memory for about ``2 * count`` plus one push.
+    """The ``count`` largest of all scores pushed, in memory for about ``1.5 * count``.
 
     The result is that of one selection over everything, however it was cut into pushes and in whatever order they
     came: equal scores are ordered by the seeded hash of their ids.
@@ -38,6 +40,14 @@ class TopK:
             raise TypeError(
                 f"scores: expected float32 of one dimension, got {scores.dtype} {tuple(scores.shape)}"
             )
+        start = 0
+        while start < scores.numel():
+            # In pieces as long as there is no threshold: everything passes then, and takes 30 bytes.
+            end = start + max(self._count // 4, _PIECE) if self._threshold == -math.inf else scores.numel()
+            self._push(scores[start:end], first_id + start)
+            start = end
+
+    def _push(self, scores: Tensor, first_id: int) -> None:
         # "Not below" rather than "above", to see NaN: one pass, whatever else is done concerns few.
         at = (scores < self._threshold).logical_not_().nonzero().squeeze(1)
         if at.numel() == 0:
@@ -50,7 +60,7 @@ class TopK:
         if self._count == 0:
             return
         self._append(at.add_(first_id), found)
-        if self._used > 2 * self._count:
+        if self._used > self._most():
             self._compact()
 
     def result(self) -> tuple[Tensor, Tensor]:
@@ -63,7 +73,7 @@ class TopK:
     def _append(self, ids: Tensor, scores: Tensor) -> None:
         need = self._used + ids.numel()
         if need > self._ids.numel():
-            room = max(need, min(2 * self._ids.numel(), 2 * self._count))
+            room = max(need, min(2 * self._ids.numel(), self._most()))
             self._ids, self._scores = (
                 torch.cat([old[: self._used], old.new_empty(room - self._used)])
                 for old in (self._ids, self._scores)
@@ -71,6 +81,10 @@ class TopK:
         self._ids[self._used : need] = ids
         self._scores[self._used : need] = scores
         self._used = need
+
+    def _most(self) -> int:
+        """Entries to keep before the least are thrown out."""
+        return self._count + max(self._count // 4, _PIECE)
 
     def _compact(self) -> None:
         ids, scores = self._ids[: self._used], self._scores[: self._used]
