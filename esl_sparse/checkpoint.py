@@ -6,6 +6,7 @@ They are plain torch files of tensors and plain values: ``torch.load(path, weigh
 from __future__ import annotations
 
 import copy
+import inspect
 import os
 import pickle
 import time
@@ -22,7 +23,6 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from .rewire.evolver import Evolver
 from .rewire.layers import is_sparse
-from .rewire.optimizer_state import twin
 
 _FORMAT = "esl_sparse checkpoint"
 _VERSION = 1
@@ -278,11 +278,13 @@ def _load_optimizer(
         raise ValueError("a parameter is in its groups twice")
     if stray := [number for number in state["state"] if isinstance(number, int) and number not in set(ids)]:
         raise ValueError(f"it has a state for parameter {stray[0]}, which none of its groups holds")
-    checkable = [_can_step(optimizer, group) for group in optimizer.param_groups]
+    before = [(group, _can_step(optimizer, group)) for group in optimizer.param_groups]
     optimizer.load_state_dict(dict(state))
-    for group, check in zip(optimizer.param_groups, checkable, strict=True):
-        if lacking := sorted(optimizer.defaults.keys() - group.keys()):
+    for group, (own, check) in zip(optimizer.param_groups, before, strict=True):
+        if lacking := sorted((own.keys() & optimizer.defaults.keys()) - group.keys()):
             raise ValueError(f"a parameter group has no {lacking[0]}")
+        for param in group["params"][:1] if check else ():
+            _example(optimizer, group, param)  # raises where an option makes no sense
         examples: dict[Any, Mapping[str, Any]] = {}
         for i, param in enumerate(group["params"]):
             slots = optimizer.state.get(param)
@@ -304,11 +306,18 @@ def _can_step(optimizer: Optimizer, group: dict[str, Any]) -> bool:
 
 
 def _example(optimizer: Optimizer, group: dict[str, Any], param: nn.Parameter) -> Mapping[str, Any]:
-    """What the optimiser keeps for a parameter of two rows like those of `param` after a step."""
+    """What the optimiser keeps for a parameter of two rows like those of `param` after a step.
+
+    Raises what the optimiser's class does where an option of the group makes no sense.
+    """
+    kind = type(optimizer)
+    options = {key: option for key, option in group.items() if key not in ("params", "param_names")}
+    accepted = inspect.signature(kind).parameters
+    arguments = {k: v for k, v in {**optimizer.defaults, **options}.items() if k in accepted}
     probe = nn.Parameter(param.new_zeros(_two_rows(param)))
     probe.grad = torch.zeros_like(probe)
     with torch.random.fork_rng([param.device] if param.is_cuda else []), torch.no_grad():
-        stepper = twin(optimizer, group, probe)
+        stepper = kind([{**options, "params": [probe]}], **arguments)
         stepper.step()
     return stepper.state[probe]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from dataclasses import replace
 from fnmatch import fnmatchcase
@@ -237,6 +238,8 @@ def _resumed(path: Path, data_dir: Path | None, checkpoint_every: int) -> Traine
     folder = checkpoint.parent
     if (folder / "result.json").exists():
         raise RunError(f"{folder} holds a finished run: see it with esl-sparse report {folder}.")
+    if path.is_dir() and not checkpoint.exists() and (folder / "config.json").exists():
+        return _started_again(folder, data_dir, checkpoint_every)
     state = load_checkpoint(checkpoint)
     if "progress" not in state:
         raise RunError(f"{checkpoint} holds a model, but no run to continue.")
@@ -247,6 +250,15 @@ def _resumed(path: Path, data_dir: Path | None, checkpoint_every: int) -> Traine
     except CheckpointError as error:
         raise CheckpointError(f"{checkpoint}: {error}") from error
     return trainer
+
+
+def _started_again(folder: Path, data_dir: Path | None, checkpoint_every: int) -> Trainer:
+    """A run that was killed before its first checkpoint."""
+    try:
+        config = TrainConfig.from_dict(json.loads((folder / "config.json").read_text()))
+    except (TypeError, ValueError) as error:
+        raise RunError(f"{folder / 'config.json'} cannot be read: {error}.") from None
+    return _trainer(config, load(config.data, data_dir), folder, checkpoint_every)
 
 
 def _trainer(config: TrainConfig, dataset: Dataset, folder: Path, checkpoint_every: int) -> Trainer:

@@ -1,12 +1,13 @@
 """An interrupted run continues to the same bits, whether it was stopped between epochs or inside one."""
 
+import copy
 import signal
 import time
 
 import pytest
 import torch
 
-from esl_sparse.checkpoint import load_checkpoint
+from esl_sparse.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 from esl_sparse.data import load
 from esl_sparse.experiments.config import TrainConfig
 from esl_sparse.experiments.log import read_log
@@ -18,7 +19,9 @@ SMALL = TrainConfig(data="digits", batch_size=32, interval=10, hidden=(128, 64),
 def same(a, b):
     """Equality to the bit of nested containers of tensors and plain values."""
     if isinstance(a, torch.Tensor):
-        return torch.equal(a, b)
+        if not isinstance(b, torch.Tensor) or (a.dtype, a.shape) != (b.dtype, b.shape):
+            return False
+        return torch.equal(*(t.detach().reshape(-1).view(torch.uint8) for t in (a, b)))  # 0 is not -0
     if isinstance(a, dict):
         return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
     if isinstance(a, (list, tuple)):
@@ -124,3 +127,70 @@ def test_bad_checkpoints_are_named(esl, tmp_path):
     torch.save({"weight": torch.zeros(1)}, checkpoint)
     code, _, err = esl("train", "--resume", run)
     assert code and "no checkpoint of esl_sparse" in err
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda s: s.pop("config"), "has no config"),
+        (lambda s: s.update(config=3), "config does not fit"),
+        (lambda s: s["config"].update(lr="high"), "config does not fit"),
+        (lambda s: s["config"].update(hidden=(32,)), r"of another run: its hidden is \(32,\), not \(16,\)"),
+        (lambda s: s.pop("progress"), "progress or random state does not fit: expected a progress"),
+        (lambda s: s["progress"].pop("epoch"), "does not fit: expected the fields epoch"),
+        (lambda s: s["progress"].update(epoch=2.0), "epoch: expected .*int.*got 2.0"),
+        (lambda s: s["progress"].update(epoch=9), "expected epoch from 0 to 2, got 9"),
+        (lambda s: s["progress"].update(step_in_epoch=-1), "expected step_in_epoch from 0 to 41, got -1"),
+        (lambda s: s["progress"].update(r_s=[1]), "r_s: expected dict"),
+        (lambda s: s["progress"].update(seconds="long"), "seconds: expected"),
+        (lambda s: s["progress"]["sums"].update(loss=None), "loss: expected"),
+        (lambda s: s["progress"]["sums"].update(more=1), "expected the fields loss"),
+        (lambda s: s["progress"].update(weight_state=None), "weight_state: None after epoch 1"),
+        (lambda s: s["progress"]["weight_state"].update(index=1.5), "index: expected"),
+        (lambda s: s.pop("rng"), "progress or random state does not fit"),
+        (lambda s: s.update(rng=torch.zeros(7, dtype=torch.uint8)), "progress or random state does not fit"),
+        (lambda s: s.pop("optimizer"), "has no optimizer"),
+        (lambda s: s["model"].update({"readout.bias": torch.zeros(3)}), "model does not fit: .*readout.bias"),
+        (lambda s: s["rewirer"].update(iteration=None), "rewirer does not fit: .*expected an iteration"),
+    ],
+)
+def test_a_checkpoint_that_does_not_fit_changes_nothing(unfit, damage, message):
+    trainer, state, before = unfit
+    damaged = copy.deepcopy(state)
+    damage(damaged)
+    torch.set_rng_state(before["rng"])
+    with pytest.raises(CheckpointError, match=message) as error:
+        trainer.resume(damaged)
+    assert "\n" not in str(error.value)
+    trainer.save()
+    assert same(untimed(load_checkpoint(trainer.folder / "checkpoint.pt")), untimed(before))
+    assert trainer.progress.epoch == 0
+
+
+@pytest.fixture(scope="module")
+def unfit(tmp_path_factory):
+    """A new trainer, the state of one in the second epoch, and the state of the new one."""
+    config = TrainConfig(data="digits", batch_size=32, interval=10, hidden=(16,), epochs=2)
+    folder, digits = tmp_path_factory.mktemp("unfit"), load("digits")
+    first = Trainer(config, digits, folder)
+    with pytest.raises(Interrupted):
+        first.fit(lambda: first.iteration == 50)
+    state = load_checkpoint(folder / "checkpoint.pt")
+    trainer = Trainer(config, digits, folder)
+    trainer.save()
+    return trainer, state, load_checkpoint(folder / "checkpoint.pt")
+
+
+@pytest.mark.parametrize("structure", ["evolve", "deep_r"])
+def test_resume_command_names_the_file(esl, tmp_path, structure):
+    run = tmp_path / "run"
+    options = ["--data", "digits", "--hidden", 16, "--interval", 5, "--epochs", 1, "--structure", structure]
+    assert esl("train", *options, "--run-dir", run)[0] == 0
+    (run / "result.json").unlink()
+    state = load_checkpoint(run / "checkpoint.pt")
+    state["model"]["hidden.0.col_indices"][0] = -1
+    save_checkpoint(run / "checkpoint.pt", state)
+    code, _, err = esl("train", "--resume", run)
+    assert (
+        code and f"{run / 'checkpoint.pt'}: model does not fit: hidden.0: col_indices[0] = -1 is out" in err
+    )
