@@ -67,17 +67,31 @@ class Candidates:
     """What is known of the gradient of one layer's absent places, for a :class:`~.grow.GradientRule`.
 
     Attributes:
-        ids: int64 ``[c]``, all different: the places followed, those just pruned among them. No absent place had a
-            larger gradient when the window began.
+        ids: int64 ``[c]``, all different: the places followed, then those just pruned; each of the two sorted. No
+            absent place had a larger gradient when the window began.
         score: mean |gradient| of each over its entries inside the weight, float32 ``[c]``; with a window
             longer than one step, of the gradient's moving average.
+        followed: how many come first.
         row_mean: computes the mean score of each row block over these and over its active blocks, float32
             ``[row_blocks]``.
     """
 
     ids: Tensor
     score: Tensor
+    followed: int
     row_mean: Callable[[], Tensor]
+
+    def of_rows(self, layout: BlockLayout) -> tuple[Tensor, Callable[[int, int], Tensor]]:
+        """How many candidates each row block has, and a function ``(first, end) -> positions`` of some rows'."""
+        bounds = torch.arange(layout.row_blocks + 1, device=self.ids.device) * layout.col_blocks
+        parts = (0, self.ids[: self.followed]), (self.followed, self.ids[self.followed :])
+        starts = [at + torch.searchsorted(ids, bounds) for at, ids in parts]
+
+        def positions(first: int, end: int) -> Tensor:
+            ranges = [torch.arange(int(x[first]), int(x[end]), device=bounds.device) for x in starts]
+            return torch.cat(ranges)
+
+        return starts[0].diff() + starts[1].diff(), positions
 
 
 @dataclass(frozen=True)

@@ -95,15 +95,30 @@ def shared_over_neurons(absent: AbsentBlocks, count: int) -> Tensor:
     What a neuron cannot take, for want of candidates, goes to the others in the same proportion.
     """
     known = _candidates(absent)
-    row = known.ids // absent.layout.col_blocks
-    available = torch.bincount(row, minlength=absent.layout.row_blocks)
-    quota = torch.tensor(apportion(count, known.row_mean().tolist(), available.tolist()), device=row.device)
-    order = absent.ranked(known.score, known.ids)
-    order = order[row[order].sort(stable=True).indices]  # the best first within each row
-    first = available.cumsum(0) - available
-    rank = torch.arange(order.numel(), device=row.device) - first[row[order]]
-    return known.ids[order[rank < quota[row[order]]]]
+    available, of_rows = known.of_rows(absent.layout)
+    quota = torch.tensor(
+        apportion(count, known.row_mean().tolist(), available.tolist()), device=available.device
+    )
+    chosen = []
+    ends = available.cumsum(0)
+    first = 0
+    while first < ends.numel():  # as many rows as have about _AT_ONCE candidates: sorting takes memory
+        end = int(torch.searchsorted(ends, ends[first] - available[first] + _AT_ONCE, right=True))
+        end = max(end, first + 1)
+        here = of_rows(first, end)
+        ids = known.ids[here]
+        row = ids // absent.layout.col_blocks - first
+        order = absent.ranked(known.score[here], ids)
+        order = order[row[order].sort(stable=True).indices]  # by row, in each the best first
+        ranked_row = row[order]
+        start = ends[first:end] - available[first:end] - (ends[first] - available[first])
+        rank = torch.arange(order.numel(), device=order.device) - start[ranked_row]
+        chosen.append(ids[order[rank < quota[first:end][ranked_row]]])
+        first = end
+    return torch.cat(chosen)
 
+
+_AT_ONCE = 1 << 14
 
 GROW_RULES["gradient"] = GradientRule(largest_score)
 GROW_RULES["momentum"] = GradientRule(largest_score, window=20, candidates=8.0)

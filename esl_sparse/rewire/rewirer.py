@@ -211,15 +211,16 @@ class Rewirer(Evolver):
         if count == 0:
             return ids.new_empty(0), record, ""
         rule, candidates, note = self._grow_rule, None, ""
+        active, gone = ids[stays], ids[pruned]
+        del ids  # with blocks of 1x1 ids are what takes memory
         if isinstance(rule, GradientRule):
-            candidates, note = self._watches[name].candidates(pruned, ids[pruned])
+            candidates, note = self._watches[name].candidates(pruned, gone)
             if candidates is None:
                 rule = GROW_RULES["random"]
-        active = ids[stays]
-        del ids
+        del gone
         absent = AbsentBlocks(name, layout, active, record, seed, self.generator, candidates)
         chosen = rule(absent, count)
-        del absent, candidates  # as large as the layer, with blocks of 1x1
+        del absent, candidates
         chosen = checked_choice("grow", name, chosen, count, layout.blocks)
         if contains_sorted(active, chosen).any():
             raise ValueError(f"grow: the rule chose blocks of {name} that are active")

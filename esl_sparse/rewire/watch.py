@@ -199,7 +199,8 @@ class Watch:
             return sums / number.clamp_(min=1)
 
         ids = torch.cat([found.topology.block_ids(), pruned_ids])
-        return Candidates(ids, torch.cat([score, active_score[pruned]]), row_mean), ""
+        scores = torch.cat([score, active_score[pruned]])
+        return Candidates(ids, scores, found.topology.nnzb, row_mean), ""
 
     # Checkpoints
 
