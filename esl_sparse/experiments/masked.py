@@ -113,9 +113,20 @@ class MaskRewirer:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.iteration = state["iteration"]
-        self.ever_active = state["ever_active"]
+        iteration, ever_active = state["iteration"], state["ever_active"]
+        if type(iteration) is not int or iteration < 0:
+            raise ValueError(f"expected an iteration, got {iteration!r}")
+        if not isinstance(ever_active, dict) or ever_active.keys() != self.layers.keys():
+            raise ValueError(f"expected ever-active masks of {', '.join(self.layers)}")
+        for name, layer in self.layers.items():
+            mask = ever_active[name]
+            if not isinstance(mask, Tensor) or mask.dtype != torch.bool or mask.shape != layer.mask.shape:
+                raise ValueError(f"{name}: expected an ever-active mask of shape {tuple(layer.mask.shape)}")
         self.generator.set_state(state["generator"])
+        self.iteration, self.ever_active = (
+            iteration,
+            {name: mask.clone() for name, mask in ever_active.items()},
+        )
 
 
 def _magnitude(weight: Tensor, mask: Tensor, count: int) -> Tensor:
