@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from .rewire import Rewirer, SparseLayer, sparse_layers
+from .rewire.evolver import Evolver
 
 
 @dataclass(frozen=True)
@@ -20,6 +21,7 @@ class LayerMemory:
         index: three int32 for each block and the two pointer arrays.
         optimizer: its state for the values.
         ever_active: the rewirer's record of blocks that have been active.
+        watched: what the rewirer holds at the moment to follow gradients of absent weights.
         dense: the same weight, gradient and optimiser state, as a dense layer would hold them.
     """
 
@@ -29,11 +31,12 @@ class LayerMemory:
     gradients: int
     optimizer: int
     ever_active: int
+    watched: int
     dense: int
 
     @property
     def total(self) -> int:
-        return self.values + self.index + self.gradients + self.optimizer + self.ever_active
+        return self.values + self.index + self.gradients + self.optimizer + self.ever_active + self.watched
 
 
 @dataclass(frozen=True)
@@ -66,7 +69,7 @@ class MemoryReport:
     def __str__(self) -> str:
         rows = [*self.layers, self.sparse]
         width = max(len(row.name) for row in rows)
-        columns = ["values", "index", "gradients", "optimizer", "ever_active", "total", "dense"]
+        columns = ["values", "index", "gradients", "optimizer", "ever_active", "watched", "total", "dense"]
         lines = [f"{'bytes':<{width}}" + "".join(f"  {column:>13}" for column in columns)]
         for row in rows:
             lines.append(f"{row.name:<{width}}" + "".join(f"  {getattr(row, c):>13,}" for c in columns))
@@ -78,15 +81,17 @@ class MemoryReport:
 
 
 def memory_report(
-    model: nn.Module, optimizer: Optimizer | None = None, rewirer: Rewirer | None = None
+    model: nn.Module, optimizer: Optimizer | None = None, rewirer: Evolver | None = None
 ) -> MemoryReport:
-    """Bytes of values, index, gradients, optimiser state and ever-active record against the dense equivalent.
+    """Bytes of values, index, gradients, optimiser state and a rewirer's memory against the dense equivalent.
 
     Counted from the tensors that exist now: gradients and optimiser state come with the first training step.
     """
     sparse = sparse_layers(model)
+    records = {} if rewirer is None else {name: record.nbytes for name, record in rewirer.ever_active.items()}
+    watched = rewirer.watched_bytes if isinstance(rewirer, Rewirer) else {}
     layers = tuple(
-        _layer_memory(name, layer, optimizer, rewirer.ever_active[name].nbytes if rewirer is not None else 0)
+        _layer_memory(name, layer, optimizer, records.get(name, 0), watched.get(name, 0))
         for name, layer in sparse.items()
     )
     of_layers = {layer.values for layer in sparse.values()}
@@ -97,7 +102,7 @@ def memory_report(
 
 
 def _layer_memory(
-    name: str, layer: SparseLayer, optimizer: Optimizer | None, ever_active: int
+    name: str, layer: SparseLayer, optimizer: Optimizer | None, ever_active: int, watched: int
 ) -> LayerMemory:
     values, layout = layer.values, layer.topology.layout
     gradients, state = _gradients(values), _state(optimizer, values)
@@ -112,6 +117,7 @@ def _layer_memory(
         gradients=_bytes(gradients),
         optimizer=_bytes(state),
         ever_active=ever_active,
+        watched=watched,
         dense=dense + _bytes(state) - _bytes(slots),
     )
 

@@ -8,7 +8,7 @@ from esl_sparse import _native
 
 pytest.importorskip("psutil", reason="needs the extra [bench]")
 
-from benchmarks import linear, memory, report, timing
+from benchmarks import impossible, linear, memory, report, rewire, timing
 from benchmarks.run import BENCHMARKS, command_line, main, parse
 
 
@@ -111,6 +111,13 @@ def test_filters_and_what_is_stored():
     assert all(densities == [0.1, 0.05] for _, densities in linear.selected(args))
     with pytest.raises(SystemExit, match="no case"):
         linear.selected(parse(["linear", "--case", "1-1"]))
+    assert parse(["rewire"]).output == report.RESULTS / "rewire.json"
+    assert parse(["rewire", "--rule", "random"]).output is None
+    args = parse(["rewire", "--neurons", "4096", "--block", "1"])
+    assert [(case.neurons, case.block, case.density) for case in rewire.selected(args)] == [
+        (4096, 1, 0.1),
+        (4096, 1, 0.01),
+    ]
     assert (
         command_line(["lif", "--output", "x.json", "--seed", "1"]) == "python -m benchmarks.run lif --seed 1"
     )
@@ -120,3 +127,49 @@ def test_a_child_that_dies_is_reported():
     args = parse(["memory", "--quick"])
     row = memory.measure("no such provider", 0.1, memory.cases.QUICK_MEMORY_CASE, args)
     assert "KeyError" in row["error"]
+    row = rewire.measured(rewire.cases.QUICK_REWIRE_CASES[0], "no such rule", parse(["rewire", "--quick"]))
+    assert "KeyError" in row["error"]
+
+
+def rewire_row(**fields):
+    row = {"rule": "gradient", "state": 100e6, "blocks": 10**6, "block": 4, "overhead": 0.005}
+    return {**row, "update_torch": 120e6, "update_rss": 150e6, **fields}
+
+
+def test_an_update_over_a_target_says_so():
+    row = rewire_row(of_dense_backward=[0.5, 0.9, 1.1])
+    assert rewire.extra(row) == 1.5 and rewire.misses(row) == []
+    assert rewire.misses(row | {"update_torch": 201e6}) == ["memory"]
+    assert rewire.misses(row | {"update_rss": 201e6}) == ["memory"]
+    assert rewire.misses(row | {"of_dense_backward": [0.9, 1.1, 2]}) == ["dense backward"]
+    assert rewire.misses(row | {"overhead": 0.011}) == ["training"]
+    assert rewire.misses(row | {"overhead": 0.011, "rule": "momentum"}) == []
+    assert rewire.misses(row | {"overhead": 1.1, "rule": "DeepR"}) == []
+
+
+def test_resident_memory_does_not_count_for_a_small_layer():
+    assert rewire.extra(rewire_row(state=10e6, update_torch=15e6, update_rss=1e9)) == 1.5
+
+
+def test_record_limits():
+    # A bit a block at density d is 1 / (8 d) bytes an active block; each has 100 bytes of state.
+    assert rewire.record_limits([rewire_row()]) == {"4x4": 1 / 1600}
+
+
+def test_allocations_of_an_update_are_seen():
+    training = rewire.Training(rewire.RewireCase(64, 1, 0.5, 2, 2), "momentum")
+    rewire.timed_cycle(training, times := rewire.Times())
+    assert [len(part) for part in (times.plain, times.scan, times.tracked, times.update)] == [3, 1, 19, 1]
+    peaks = rewire.memory_cycle(training)
+    assert peaks["update_torch"] > 2 * 4 * 64 * 32  # both averages are held
+
+
+def test_phases_of_one_name_are_merged():
+    phases = [
+        {"phase": name, "peak": peak, "after": peak - 1, "grown": 0, "seconds": [1.0 * peak]}
+        for name, peak in (("step", 3), ("update", 7), ("step", 5))
+    ]
+    assert impossible.merged(phases) == [
+        {"phase": "step", "peak": 5, "after": 4, "seconds": [3.0, 5.0]},
+        {"phase": "update", "peak": 7, "after": 6, "seconds": [7.0]},
+    ]

@@ -38,7 +38,7 @@ def test_bytes_are_those_of_the_tensors():
     fresh = esl.memory_report(model)
     assert (fresh.sparse.gradients, fresh.sparse.optimizer, fresh.sparse.ever_active) == (0, 0, 0)
     optimizer = after_a_step(model)
-    rewirer = esl.Rewirer(model, optimizer, t_end=10_000)
+    rewirer = esl.Rewirer(model, optimizer, grow="random", t_end=10_000)
     report = esl.memory_report(model, optimizer, rewirer)
     blocks = round(0.2 * 25 * 8)
     (layer,) = report.layers
@@ -71,3 +71,20 @@ def test_report_is_a_table():
     assert lines[0].split()[:3] == ["bytes", "values", "index"]
     assert lines[1].split()[0] == "0" and lines[2].startswith("all sparse")
     assert "10." in lines[3]
+
+
+def test_what_follows_gradients_is_counted():
+    model = sparse(0.1, 4)
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    rewirer = esl.Rewirer(model, optimizer, grow="momentum", interval=30, t_end=90)
+    counted = []
+    for _ in range(30):
+        counted.append(esl.memory_report(model, optimizer, rewirer).sparse.watched)
+        optimizer.zero_grad()
+        model(torch.bernoulli(torch.full((8, 1024), 0.2))).sum().backward()
+        optimizer.step()
+        rewirer.step()
+    assert counted[:11] == [0] * 11  # the window begins with step 11: nothing is known before it
+    blocks = model[0].topology.nnzb
+    assert counted[11] == counted[29] >= 4 * 16 * 2 * blocks + 4 * blocks  # two averages, a column each
+    assert esl.memory_report(model, optimizer, rewirer).sparse.watched == 0

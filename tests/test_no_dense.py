@@ -39,22 +39,27 @@ class LargestAllocation(TorchDispatchMode):
         return result
 
 
-def train(block_size):
+def train(block_size, grow):
     layer = esl.nn.SparseLinear(SIZE, SIZE, density=0.005, block_size=block_size)
     model = torch.nn.Sequential(layer, esl.nn.LIF())
     optimizer = torch.optim.Adam(model.parameters())
+    rewirer = esl.Rewirer(model, optimizer, grow=grow, interval=2, t_end=8)
     x = torch.bernoulli(torch.full((*LANES, SIZE), 0.1)).requires_grad_()
     for _ in range(2):
         optimizer.zero_grad()
         model(x).mean().backward()
         optimizer.step()
+        report = rewirer.step()
+    assert report.layers[0].pruned > 0 and report.layers[0].note == ""
 
 
 @pytest.mark.parametrize("block_size", [1, 4, 16])
-def test_training_never_allocates_dense_size(block_size):
+@pytest.mark.parametrize("grow", ["random", "gradient", "momentum", "momentum_neuron"])
+def test_training_never_allocates_dense_size(block_size, grow):
+    """Updates included; what has ever been active is no more than a bitmap, and here a list of ids."""
     esl.arena.release()  # or a large buffer of another test serves unseen
     with LargestAllocation() as largest:
-        train(block_size)
+        train(block_size, grow)
     assert "esl_sparse" in largest.seen
     assert 0 < largest.bytes < BITMAP, (
         f"{largest.op} allocated {largest.bytes} bytes; a bitmap takes {BITMAP}"

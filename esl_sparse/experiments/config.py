@@ -53,7 +53,7 @@ class TrainConfig:
     optimizer: str = "adam"
     schedule: str = "cosine"
     prune: str = "set"
-    grow: str = "random"
+    grow: str = "momentum"
     alpha: float = 0.5
     interval: int = 100
     t_start: float = 0.0

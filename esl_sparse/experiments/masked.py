@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..rewire import SCHEDULES, LayerReport, RewireReport
+from ..rewire import GROW_RULES, SCHEDULES, GradientRule, LayerReport, RewireReport
 from ..rewire.schedule import UpdateSchedule
 
 
@@ -20,6 +20,8 @@ class MaskedLinear(nn.Linear):
     """`nn.Linear` whose weight counts only where `mask` is set; initialised at the sparse fan-in."""
 
     mask: Tensor
+    follows_gradient = False
+    gradient: Tensor | None = None  # of all places, where it is followed: what growth by gradient costs here
 
     def __init__(
         self, in_features: int, out_features: int, *, density: float, generator: torch.Generator | None = None
@@ -39,7 +41,13 @@ class MaskedLinear(nn.Linear):
         return int(self.mask.sum())
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.weight * self.mask, self.bias)
+        weight = self.weight * self.mask
+        if self.follows_gradient and weight.requires_grad:
+            weight.register_hook(self._add)
+        return F.linear(x, weight, self.bias)
+
+    def _add(self, gradient: Tensor) -> None:
+        self.gradient = gradient if self.gradient is None else self.gradient + gradient
 
 
 class MaskRewirer:
@@ -63,19 +71,39 @@ class MaskRewirer:
         self.layers = {name: m for name, m in model.named_modules() if isinstance(m, MaskedLinear)}
         self.optimizer = optimizer
         self.prune = _PRUNE_RULES[prune]
-        self.unfired_first = grow == "random_unfired"
+        self.grow = grow
+        rule = GROW_RULES[grow]
+        self.window = min(rule.window, interval) if isinstance(rule, GradientRule) else 0
+        self.beta = rule.beta if isinstance(rule, GradientRule) else 0.0
         self.schedule = UpdateSchedule(SCHEDULES["cosine"], alpha, interval, t_end)
         self.generator = generator
         self.iteration = 0
+        self.averages = {name: torch.zeros_like(x.weight) for name, x in self.layers.items() if self.window}
         self.ever_active = {name: layer.mask.clone() for name, layer in self.layers.items()}
+        self._follow()
 
     def step(self) -> RewireReport | None:
         self.iteration += 1
-        if not self.schedule.due(self.iteration):
-            return None
-        fraction = self.schedule.fraction(self.iteration)
-        layers = tuple(self._update(name, layer, fraction) for name, layer in self.layers.items())
-        return RewireReport(self.iteration, fraction, layers)
+        for name, average in self.averages.items():
+            average.mul_(self.beta)
+            if (gradient := self.layers[name].gradient) is not None:
+                average.add_(gradient, alpha=1 - self.beta)
+        report = None
+        if self.schedule.due(self.iteration):
+            fraction = self.schedule.fraction(self.iteration)
+            layers = tuple(self._update(name, layer, fraction) for name, layer in self.layers.items())
+            report = RewireReport(self.iteration, fraction, layers)
+        self._follow()
+        return report
+
+    def _follow(self) -> None:
+        """Have the layers keep the coming step's dense gradient if it belongs to an update's window."""
+        update = self.schedule.next(self.iteration)
+        in_window = update is not None and self.iteration + self.window >= update
+        for name, layer in self.layers.items():
+            layer.gradient, layer.follows_gradient = None, in_window and bool(self.window)
+            if self.window and update == self.iteration + self.window:
+                self.averages[name].zero_()
 
     @torch.no_grad()
     def _update(self, name: str, layer: MaskedLinear, fraction: float) -> LayerReport:
@@ -83,7 +111,7 @@ class MaskRewirer:
         before = mask.clone()
         count = round(fraction * layer.nnz)
         mask[self.prune(layer.weight.flatten(), mask, count)] = False
-        mask[self._choose(mask, ever_active, count)] = True
+        mask[self._choose(name, mask, ever_active, count)] = True
         ever_active |= mask
         changed = (before ^ mask).view_as(layer.mask)
         slots = [slot for slot in self.optimizer.state[layer.weight].values() if slot.shape == changed.shape]
@@ -97,23 +125,27 @@ class MaskRewirer:
             r_s=ever_active.float().mean().item(),
         )
 
-    def _choose(self, mask: Tensor, ever_active: Tensor, count: int) -> Tensor:
-        """`count` absent places at random; with `unfired_first` those come first that never were active."""
+    def _choose(self, name: str, mask: Tensor, ever_active: Tensor, count: int) -> Tensor:
+        """`count` absent places by the grow rule; places that it does not tell apart in random order."""
         absent = (~mask).nonzero().squeeze(1)
         absent = absent[torch.randperm(len(absent), generator=self.generator)]
-        if self.unfired_first:
+        if self.grow == "random_unfired":
             absent = absent[ever_active[absent].int().argsort(stable=True)]
+        elif self.window:
+            score = self.averages[name].flatten()[absent].abs()
+            absent = absent[score.argsort(descending=True, stable=True)]
         return absent[:count]
 
     def state_dict(self) -> dict[str, Any]:
         return {
             "iteration": self.iteration,
             "ever_active": self.ever_active,
+            "averages": self.averages,
             "generator": self.generator.get_state(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        iteration, ever_active = state["iteration"], state["ever_active"]
+        iteration, ever_active, averages = state["iteration"], state["ever_active"], state["averages"]
         if type(iteration) is not int or iteration < 0:
             raise ValueError(f"expected an iteration, got {iteration!r}")
         if not isinstance(ever_active, dict) or ever_active.keys() != self.layers.keys():
@@ -122,11 +154,16 @@ class MaskRewirer:
             mask = ever_active[name]
             if not isinstance(mask, Tensor) or mask.dtype != torch.bool or mask.shape != layer.mask.shape:
                 raise ValueError(f"{name}: expected an ever-active mask of shape {tuple(layer.mask.shape)}")
+        if not isinstance(averages, dict) or averages.keys() != self.averages.keys():
+            raise ValueError(f"expected gradients followed for {', '.join(self.averages) or 'no layer'}")
+        for name, own in self.averages.items():
+            if not isinstance(averages[name], Tensor) or averages[name].shape != own.shape:
+                raise ValueError(f"{name}: expected followed gradients of shape {tuple(own.shape)}")
         self.generator.set_state(state["generator"])
-        self.iteration, self.ever_active = (
-            iteration,
-            {name: mask.clone() for name, mask in ever_active.items()},
-        )
+        self.iteration = iteration
+        self.ever_active = {name: mask.clone() for name, mask in ever_active.items()}
+        self._follow()
+        self.averages = {name: average.clone() for name, average in averages.items()}
 
 
 def _magnitude(weight: Tensor, mask: Tensor, count: int) -> Tensor:
@@ -145,4 +182,4 @@ def _set(weight: Tensor, mask: Tensor, count: int) -> Tensor:
 
 
 _PRUNE_RULES = {"magnitude": _magnitude, "set": _set}
-_GROW_RULES = ("random", "random_unfired")
+_GROW_RULES = ("random", "random_unfired", "gradient", "momentum")

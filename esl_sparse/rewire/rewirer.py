@@ -99,6 +99,11 @@ class Rewirer(Evolver):
         weakref.finalize(self, _close, self._watches, self._counters, self._eager)
         self._prepare()
 
+    @property
+    def watched_bytes(self) -> dict[str, int]:
+        """By layer: bytes held now to follow gradients; no layer outside of an update's window."""
+        return {name: watch.nbytes for name, watch in self._watches.items()}
+
     # Plan: everything is chosen and checked before anything is written
 
     def _due(self, iteration: int) -> bool:

@@ -10,6 +10,7 @@ from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from ..ops.select import TopK
 from ..topology import BlockLayout, BlockTopology, check_block_ids, index_from_block_ids, row_indices
@@ -82,6 +83,15 @@ class Watch:
         self._tap.close()
         if self._norm_hook is not None:
             self._norm_hook.remove()
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held now: what calls of the present step left behind, candidates and averages."""
+        found = (
+            [] if self._found is None else [self._found.topology, self._found.score, self._found.active_score]
+        )
+        tree = [self._kept, found, self._sum, self._average, self._active_average]
+        return sum(leaf.nbytes for leaf in tree_leaves(tree) if isinstance(leaf, Tensor))
 
     # During backward
 

@@ -1,10 +1,14 @@
 """The masked baseline is the same mathematics as block-sparse layers of 1x1 blocks, at a dense price."""
 
+import copy
+from dataclasses import replace
+
 import pytest
 import torch
 
 from esl_sparse.experiments.masked import MaskedLinear, MaskRewirer
 from esl_sparse.nn import SparseLinear
+from esl_sparse.rewire import GROW_RULES, Rewirer
 
 
 def masked(density=0.25, seed=0):
@@ -68,5 +72,59 @@ def test_unfired_places_come_first():
 
 def test_unknown_rules_are_refused():
     layer = masked()
-    with pytest.raises(ValueError, match="grow: masks offer random, random_unfired, got 'gradient'"):
-        rewirer(layer, torch.optim.SGD(layer.parameters(), 0.1), grow="gradient")
+    with pytest.raises(ValueError, match=r"grow: masks offer random, .* got 'momentum_neuron'"):
+        rewirer(layer, torch.optim.SGD(layer.parameters(), 0.1), grow="momentum_neuron")
+
+
+@pytest.mark.parametrize("grow", ["gradient", "momentum"])
+def test_growth_by_gradient_is_that_of_sparse_layers(grow):
+    """The same places, found in a dense gradient here and without one there."""
+    dense = masked()
+    sparse = SparseLinear.from_dense(dense, mask=dense.mask, block_size=1)
+    optimizers = [torch.optim.Adam(layer.parameters(), 0.01) for layer in (dense, sparse)]
+    rule = GROW_RULES[grow]
+    exact = replace(rule, exact=True)
+    settings = {"prune": "magnitude", "alpha": 0.5, "interval": 6, "t_end": 24}
+    rewirers = [
+        MaskRewirer(
+            torch.nn.Sequential(dense), optimizers[0], grow=grow, generator=torch.Generator(), **settings
+        ),
+        Rewirer(sparse, optimizers[1], grow=exact, **settings),
+    ]
+    grown = 0
+    for _ in range(24):
+        x = torch.randn(8, 20)
+        for layer, optimizer, evolving in zip((dense, sparse), optimizers, rewirers, strict=True):
+            optimizer.zero_grad()
+            layer(x).square().sum().backward()
+            optimizer.step()
+            report = evolving.step()
+            grown += report.layers[0].grown if report else 0
+        torch.testing.assert_close(dense.weight, sparse.to_dense().weight)
+    assert grown > 20
+
+
+def test_a_resumed_masked_run_follows_on():
+    def make():
+        layer = masked()
+        optimizer = torch.optim.SGD(layer.parameters(), 0.01)
+        return layer, optimizer, rewirer(layer, optimizer, grow="momentum", interval=5, t_end=20)
+
+    def go(parts, n):
+        layer, optimizer, evolving = parts
+        for _ in range(n):
+            optimizer.zero_grad()
+            layer(torch.randn(8, 20)).square().sum().backward()
+            optimizer.step()
+            evolving.step()
+
+    first, again = make(), make()
+    go(first, 8)
+    states = copy.deepcopy([part.state_dict() for part in first])
+    torch.manual_seed(1)
+    go(first, 8)
+    for part, state in zip(again, states, strict=True):
+        part.load_state_dict(state)
+    torch.manual_seed(1)
+    go(again, 8)
+    assert torch.equal(first[0].weight, again[0].weight) and torch.equal(first[0].mask, again[0].mask)

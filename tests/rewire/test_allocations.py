@@ -8,7 +8,6 @@ import esl_sparse as esl
 
 from .allocations import Allocations
 
-
 GROW = ["random", "random_unfired", "gradient", "momentum", "momentum_neuron"]
 
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import esl_sparse as esl
+import esl_sparse.rewire.grow
 from esl_sparse.rewire import GradientRule
 
 from . import oracle
@@ -191,7 +192,9 @@ def test_exact_momentum_grows_by_the_windowed_average(steps):
 
 
 @pytest.mark.parametrize("steps", [1, 7])
-def test_exact_momentum_neuron_shares_its_growth_over_neurons(steps):
+@pytest.mark.parametrize("at_once", [1, 100, 1 << 14])
+def test_exact_momentum_neuron_shares_its_growth_over_neurons(steps, at_once, monkeypatch):
+    monkeypatch.setattr(esl_sparse.rewire.grow, "_AT_ONCE", at_once)  # candidates ranked together
     module = layer()
     x, grad = data(steps, 40)
     before, after, said = choices(
@@ -267,3 +270,24 @@ def test_blocks_grow_by_the_mean_of_their_gradient_inside_the_weight(block_size)
     absent = np.setdiff1d(np.arange(layout.blocks), np.array(sorted(stays)))
     score = np.array([gradient[part(i)].mean() for i in absent])
     assert after == stays | oracle.smallest(absent, -score, count, 0)
+
+
+@pytest.mark.parametrize("grow", esl.GROW_RULES)
+@pytest.mark.parametrize("block_size", [1, (4, 4)])
+def test_counts_do_not_drift_over_a_thousand_updates(grow, block_size):
+    module = layer(0.3, block_size)
+    optimizer = torch.optim.SGD(module.parameters(), 0.1)
+    rewirer = esl.Rewirer(
+        module, optimizer, grow=grow, interval=1, t_end=1000, alpha=0.2, schedule="constant", protect=1
+    )
+    count = module.topology.nnzb
+    x, grad = spikes(8), torch.randn(8, OUT)
+    for step in range(1000):
+        if step % 10 == 0 or grow.startswith("random"):
+            x, grad = spikes(8), torch.randn(8, OUT)
+        backward(module, x, grad)
+        optimizer.step()
+        report = rewirer.step()
+        assert module.topology.nnzb == len(module.values) == count and report.layers[0].note == ""
+        optimizer.zero_grad()
+    assert rewirer.iteration == 1000
