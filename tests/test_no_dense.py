@@ -55,8 +55,9 @@ def train(block_size, grow):
 
 @pytest.mark.parametrize("block_size", [1, 4, 16])
 @pytest.mark.parametrize("grow", ["random", "gradient", "momentum", "momentum_neuron"])
-def test_training_never_allocates_dense_size(block_size, grow):
+def test_training_never_allocates_dense_size(block_size, grow, threads):
     """Updates included; what has ever been active is no more than a bitmap, and here a list of ids."""
+    threads(1)
     esl.arena.release()  # or a large buffer of another test serves unseen
     with LargestAllocation() as largest:
         train(block_size, grow)

@@ -21,6 +21,14 @@ void bind_select(py::module_& m) {
           py::gil_scoped_release release;
           return scratch ? ESL_DISPATCH(select, p) : ESL_DISPATCH(select_scratch, p);
         });
+  // The number of positions, counted into `counts` where found is null, and written to it otherwise.
+  m.def("not_below",
+        [](int64_t n, uintptr_t score, float bound, uintptr_t found, uintptr_t counts, int threads) -> int64_t {
+          const NotBelow p{n, at<const float>(score), bound, at<int64_t>(found), at<int64_t>(counts), threads};
+          py::gil_scoped_release release;
+          return ESL_DISPATCH(not_below, p);
+        });
+  m.attr("not_below_part") = kNotBelowPart;
 }
 
 }  // namespace esl

@@ -185,4 +185,44 @@ int64_t select(const Select& p) {
   return 0;
 }
 
+// One pass reads 4 bytes a score. Few scores pass: in the second pass only blocks that hold any are looked at closely.
+int64_t not_below(const NotBelow& p) {
+  const int64_t parts = (p.n + kNotBelowPart - 1) / kNotBelowPart;
+  const auto passing = [&](const float* x, int64_t n) {
+    int count = 0;
+    for (int64_t i = 0; i < n; ++i) count += !(x[i] < p.bound);
+    return count;
+  };
+  const auto end_of = [&](int64_t part) {
+    const int64_t end = (part + 1) * kNotBelowPart;
+    return end < p.n ? end : p.n;
+  };
+  const int threads = p.n < kWorkPerThread ? 1 : p.threads;
+  if (!p.found) {
+    parallel_for(0, parts, threads, [&](int64_t part) {
+      const int64_t begin = part * kNotBelowPart;
+      p.counts[part] = passing(p.score + begin, end_of(part) - begin);
+    });
+    int64_t total = 0;
+    for (int64_t part = 0; part < parts; ++part) total += p.counts[part];
+    return total;
+  }
+  int64_t total = 0;
+  for (int64_t part = 0; part < parts; ++part) {
+    const int64_t count = p.counts[part];
+    p.counts[part] = total;  // now: where the part's positions go
+    total += count;
+  }
+  parallel_for(0, parts, threads, [&](int64_t part) {
+    int64_t* to = p.found + p.counts[part];
+    for (int64_t at = part * kNotBelowPart, end = end_of(part); at < end; at += kBlock) {
+      const int64_t n = end - at < kBlock ? end - at : kBlock;
+      if (!passing(p.score + at, n)) continue;
+      for (int64_t i = 0; i < n; ++i)
+        if (!(p.score[at + i] < p.bound)) *to++ = at + i;
+    }
+  });
+  return total;
+}
+
 }  // namespace esl::ESL_ISA

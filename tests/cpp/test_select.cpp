@@ -36,10 +36,30 @@ void check(const std::vector<float>& score, int64_t count, bool largest, int thr
   ESL_EXPECT(chosen == order);
 }
 
+void check_not_below(const std::vector<float>& score, float bound, int threads) {
+  const auto n = static_cast<int64_t>(score.size());
+  std::vector<int64_t> expected, counts(static_cast<size_t>((n + kNotBelowPart - 1) / kNotBelowPart), -1);
+  for (int64_t i = 0; i < n; ++i)
+    if (!(score[static_cast<size_t>(i)] < bound)) expected.push_back(i);
+  NotBelow p{n, score.data(), bound, nullptr, counts.data(), threads};
+  ESL_EXPECT(ESL_DISPATCH(not_below, p) == static_cast<int64_t>(expected.size()));
+  std::vector<int64_t> found(expected.size(), -1);
+  if (found.empty()) return;
+  p.found = found.data();
+  ESL_EXPECT(ESL_DISPATCH(not_below, p) == static_cast<int64_t>(expected.size()));
+  ESL_EXPECT(found == expected);
+}
+
 }  // namespace
 
 void run() {
   Random random{5};
+  for (const int64_t n : {0, 1, 63, 65, 16384, 50001}) {
+    std::vector<float> score = random.reals(n);
+    if (n > 2) score[1] = std::nanf(""), score[2] = -std::numeric_limits<float>::infinity();
+    for (const float bound : {-std::numeric_limits<float>::infinity(), -2.f, 0.f, 0.99f, 2.f})
+      for (const int threads : {1, 3}) check_not_below(score, bound, threads);
+  }
   for (const int64_t n : {0, 1, 63, 64, 200, 70000}) {
     std::vector<float> real = random.reals(n), levels = random.reals(n), zeros(static_cast<size_t>(n));
     for (float& x : levels) x = std::round(2 * x);  // zeros of both signs among them

@@ -22,4 +22,17 @@ ESL_DECLARE_CPU(int64_t select_scratch(const Select& p))
 // The number of NaN among the scores; only where there is none, `chosen` is written.
 ESL_DECLARE_CPU(int64_t select(const Select& p))
 
+struct NotBelow {
+  int64_t n;
+  const float* score;
+  float bound;
+  int64_t* found;   // ascending positions; null: only counted
+  int64_t* counts;  // [ceil(n / kNotBelowPart)] for each part of the scores, written when found is null, read otherwise
+  int threads;
+};
+constexpr int64_t kNotBelowPart = 1 << 14;
+
+// Positions of the scores that are not below the bound, NaN among them: first their number, then themselves.
+ESL_DECLARE_CPU(int64_t not_below(const NotBelow& p))
+
 }  // namespace esl

@@ -30,6 +30,13 @@ select_op = define(
 )
 
 
+def not_below(score: Tensor, bound: float) -> Tensor:
+    """Ascending positions int64 of the scores ``[n]`` that are not below a bound; NaN is not below anything."""
+    if choose("select", score.device.type, score.dtype) == "native":
+        return native.not_below(score.float().contiguous(), bound)
+    return reference.not_below(score, bound)
+
+
 def _checked(name: str, score: Tensor, ids: Tensor, count: int, seed: int) -> Tensor:
     if not score.is_floating_point():
         raise TypeError(f"score: expected a floating-point tensor, got {score.dtype}")

@@ -37,3 +37,8 @@ def select(score: Tensor, ids: Tensor, count: int, seed: int, largest: bool) -> 
     tied = (score == bound).nonzero().squeeze(1)
     order = splitmix64(ids[tied], seed).topk(count - inside.numel(), largest=False, sorted=False).indices
     return torch.cat([inside, tied[order]])
+
+
+def not_below(score: Tensor, bound: float) -> Tensor:
+    """Ascending positions int64 of the scores that are not below a bound, NaN among them."""
+    return (score < bound).logical_not_().nonzero().squeeze(1)

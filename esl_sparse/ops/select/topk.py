@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from .op import largest
+from .op import largest, not_below
 
 _PIECE = 1 << 13
 
@@ -49,7 +49,7 @@ class TopK:
 
     def _push(self, scores: Tensor, first_id: int) -> None:
         # "Not below" rather than "above", to see NaN: one pass, whatever else is done concerns few.
-        at = (scores < self._threshold).logical_not_().nonzero().squeeze(1)
+        at = not_below(scores, self._threshold)
         if at.numel() == 0:
             return
         found = scores[at]
