@@ -72,9 +72,9 @@ class MaskRewirer:
         self.optimizer = optimizer
         self.prune = _PRUNE_RULES[prune]
         self.grow = grow
-        rule = GROW_RULES[grow]
-        self.window = min(rule.window, interval) if isinstance(rule, GradientRule) else 0
-        self.beta = rule.beta if isinstance(rule, GradientRule) else 0.0
+        followed = GROW_RULES[grow]
+        self.window = min(followed.window, interval) if isinstance(followed, GradientRule) else 0
+        self.beta = followed.beta if isinstance(followed, GradientRule) else 0.0
         self.schedule = UpdateSchedule(SCHEDULES["cosine"], alpha, interval, t_end)
         self.generator = generator
         self.iteration = 0
