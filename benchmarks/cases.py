@@ -82,3 +82,68 @@ QUICK_MEMORY_CASE = MemoryCase(1024, 2, 2, 0.1)
 MEMORY_DENSITIES = (1.0, 0.5, 0.2, 0.1, 0.05, 0.02, 0.01)
 # provider, weight state (values + index + gradient + Adam) at density d at most so many times d of dense
 STATE_TARGETS = (("4x4", 1.1), ("1x1", 1.8))
+
+
+class RewireCase(NamedTuple):
+    """A linear layer ``neurons -> neurons`` that is rewired, on ``T x N`` lanes of spikes."""
+
+    neurons: int
+    block: int
+    density: float
+    T: int = 4
+    N: int = 32
+    rate: float = 0.1
+
+    def __str__(self) -> str:
+        return f"{self.neurons}^2, {self.block}x{self.block} blocks, density {self.density:g}"
+
+
+REWIRE_CASES = [
+    *(RewireCase(*case) for case in product((1024, 4096, 16384), (4, 1), (0.1, 0.01))),
+    RewireCase(32768, 4, 0.01),
+]
+QUICK_REWIRE_CASES = [RewireCase(64, 4, 0.1)]
+QUICK_REWIRE_RULES = ("random", "gradient", "DeepR")
+REWIRE_INTERVAL = 1000  # iterations between updates: what their cost is spread over
+REWIRE_MEMORY_TARGET = 2.0  # extra memory of an update, times values + index + gradient + Adam, at most
+REWIRE_DENSE_TARGET = 1.0  # all that an update by `gradient` takes, times one dense backward, at most
+# Rule by rule: what all of an update adds to training, at most.
+REWIRE_OVERHEAD_TARGETS = {
+    "random": 0.01,
+    "random_unfired": 0.01,
+    "gradient": 0.01,
+    "momentum": 0.02,
+    "momentum_neuron": 0.02,
+    "magnitude": 0.01,
+}
+
+
+class ImpossibleCase(NamedTuple):
+    """A linear layer ``neurons -> neurons`` with LIF, trained by Adam on one batch of ``T`` steps of ``N`` samples."""
+
+    neurons: int
+    block: int
+    density: float
+    N: int
+    T: int
+    rate: float
+    lr: float
+
+    @property
+    def dense(self) -> int:
+        """Bytes of weight, gradient and Adam's state of the dense layer."""
+        return 16 * self.neurons**2
+
+    def __str__(self) -> str:
+        shape = f"{self.neurons} -> {self.neurons} linear + LIF, {self.block}x{self.block} blocks"
+        return f"{shape}, density {self.density:g}, N={self.N}, T={self.T}, firing rate {self.rate:g}"
+
+
+IMPOSSIBLE_CASE = ImpossibleCase(65536, 4, 1e-3, 16, 2, 0.05, 1e-2)
+QUICK_IMPOSSIBLE_CASE = ImpossibleCase(512, 4, 0.1, 4, 2, 0.05, 1e-2)
+IMPOSSIBLE_PHASES = (
+    ("random", 5, 15),
+    ("random_unfired", 5, 15),
+    ("gradient", 15, 20),
+)  # rule, interval, iterations
+IMPOSSIBLE_TARGET = 400.0  # MB, at most

@@ -1,4 +1,4 @@
-"""``python -m benchmarks.run linear | overhead | kernels | lif | memory``.
+"""``python -m benchmarks.run linear | overhead | kernels | lif | memory | rewire | impossible``.
 
 A complete run is stored as ``benchmarks/results/NAME.json``, a filtered or ``--quick`` one only where
 ``--output`` says.
@@ -13,11 +13,19 @@ from pathlib import Path
 
 import torch
 
-from . import kernels, lif, linear, machine, memory, overhead, timing
+from . import impossible, kernels, lif, linear, machine, memory, overhead, rewire, timing
 from .report import RESULTS, Report
 
 # Each has HELP, add_arguments(parser), is_default(args) and run(args, report).
-BENCHMARKS = {"linear": linear, "overhead": overhead, "kernels": kernels, "lif": lif, "memory": memory}
+BENCHMARKS = {
+    "linear": linear,
+    "overhead": overhead,
+    "kernels": kernels,
+    "lif": lif,
+    "memory": memory,
+    "rewire": rewire,
+    "impossible": impossible,
+}
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
