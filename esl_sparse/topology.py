@@ -212,8 +212,8 @@ def random_absent_ids(
 ) -> Tensor:
     """``count`` ids drawn uniformly without replacement from ``[0, total)`` minus ``active_ids``; sorted int64.
 
-    ``active_ids`` is sorted and unique. Exact count, O(k log nnz) time and O(nnz + k) memory: ranks among the absent
-    ids are drawn, then shifted past the active ids below them.
+    ``active_ids`` (int64, or int32 where that holds ``total``) is sorted and unique. Exact count, O(k log nnz) time and
+    O(nnz + k) memory: ranks among the absent ids are drawn, then shifted past the active ids below them.
     """
     absent = total - active_ids.numel()
     if not 0 <= count <= absent:
@@ -221,8 +221,9 @@ def random_absent_ids(
     ranks = _distinct_ranks(absent, count, active_ids.device, generator)
     if active_ids.numel() == 0:
         return ranks
-    absent_below = active_ids - torch.arange(active_ids.numel(), device=active_ids.device)
-    return ranks + torch.searchsorted(absent_below, ranks, right=True)
+    absent_below = torch.arange(active_ids.numel(), dtype=active_ids.dtype, device=active_ids.device)
+    absent_below.neg_().add_(active_ids)
+    return ranks.add_(torch.searchsorted(absent_below, ranks.to(active_ids.dtype), right=True))
 
 
 def _distinct_ranks(
@@ -233,11 +234,24 @@ def _distinct_ranks(
     if count * 4 >= total:  # a permutation is no larger than what was asked for
         picked = torch.randperm(total, generator=generator, device=draw_device)[:count]
         return picked.to(device).sort().values
-    picked = torch.empty(0, dtype=torch.int64, device=draw_device)
-    while picked.numel() < count:  # at most a quarter collides: a few rounds
-        more = torch.randint(total, (count - picked.numel(),), generator=generator, device=draw_device)
-        picked = torch.cat([picked, more]).unique()
-    return picked.to(device)
+
+    def draw(n: int) -> Tensor:
+        return torch.randint(total, (n,), generator=generator, device=draw_device)
+
+    picked = draw(count).unique()
+    missing = count - picked.numel()
+    more = picked[:0]
+    while more.numel() < missing:  # at most a quarter collides: a few rounds, each smaller
+        more = torch.cat([more, draw(missing - more.numel())]).unique()
+        at = torch.searchsorted(picked, more).clamp_(max=picked.numel() - 1)
+        more = more[picked[at] != more]
+    at = torch.searchsorted(picked, more).add_(torch.arange(missing, device=draw_device))
+    is_first = torch.ones(count, dtype=torch.bool, device=draw_device)
+    is_first[at] = False
+    merged = torch.empty_like(is_first, dtype=torch.int64)
+    merged[at] = more
+    merged[is_first] = picked
+    return merged.to(device)
 
 
 class BlockTopology(NamedTuple):

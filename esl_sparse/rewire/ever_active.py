@@ -11,6 +11,7 @@ from ..topology import random_absent_ids
 from .sorted_ids import contains_sorted, merge_sorted
 
 _CHUNK = 1 << 17  # bytes of the bitmap looked at together
+_IDS = 1 << 20  # ids set together
 
 
 @dataclass(frozen=True)
@@ -67,12 +68,12 @@ class EverActive:
         bitmap = torch.zeros(-(-self.total // 8), dtype=torch.uint8, device=self.data.device)
         if spare := -self.total % 8:
             bitmap[-1] = 256 - (1 << (8 - spare))
-        return EverActive(self.total, size, _set_bits(_set_bits(bitmap, self.data.long()), fresh))
+        return EverActive(self.total, size, _set_bits(_set_bits(bitmap, self.data), fresh))
 
     def random_never_active(self, count: int, generator: torch.Generator | None = None) -> Tensor:
         """``count`` ids drawn uniformly without replacement among those never active; sorted int64."""
         if not self.is_bitmap:
-            return random_absent_ids(self.data.long(), self.total, count, generator)
+            return random_absent_ids(self.data, self.total, count, generator)
         ranks = random_absent_ids(
             torch.empty(0, dtype=torch.int64, device=self.data.device),
             self.total - self.size,
@@ -123,8 +124,11 @@ class EverActive:
 
 def _set_bits(bitmap: Tensor, ids: Tensor) -> Tensor:
     """Set bits that are clear, in place: adding is the same as or-ing, and adds up within a byte."""
-    bits = torch.ones_like(ids, dtype=torch.uint8) << (ids & 7).to(torch.uint8)
-    return bitmap.index_put_((ids >> 3,), bits, accumulate=True)
+    for some in ids.split(_IDS):
+        some = some.long()
+        bits = torch.ones_like(some, dtype=torch.uint8) << (some & 7).to(torch.uint8)
+        bitmap.index_put_((some >> 3,), bits, accumulate=True)
+    return bitmap
 
 
 @functools.cache
