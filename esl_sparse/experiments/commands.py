@@ -130,7 +130,10 @@ def demo(epochs: int, data: str, threads: int | None, data_dir: Path | None) -> 
     type=FOLDER,
     default=Path("benchmarks/results"),
     show_default=True,
-    help="Folder for DATA.json and DATA.md.",
+    help="Folder for the tables.",
+)
+@click.option(
+    "--name", help="Name of the tables, NAME.json and NAME.md.  [default: that of the data and the suite]"
 )
 @click.pass_context
 def protocol(
@@ -141,6 +144,7 @@ def protocol(
     names: tuple[str, ...],
     runs: Path | None,
     out: Path,
+    name: str | None,
     threads: int | None,
     data_dir: Path | None,
     **options: Any,
@@ -158,7 +162,7 @@ def protocol(
             click.echo("Interrupted; the same command continues.")
             ctx.exit(INTERRUPTED)
     stem = base.data if suite == "density" else f"{base.data}-{suite}"
-    for path in write_tables(out, stem, base, seeds, lrs, results):
+    for path in write_tables(out, name or stem, base, seeds, lrs, results):
         click.echo(path)
 
 

@@ -97,6 +97,13 @@ def test_global_magnitude_has_one_threshold(kind, count):
     assert got == expected and sum(map(len, chosen)) == count
 
 
+@pytest.mark.parametrize("kind", WEIGHTS)
+def test_global_magnitude_of_one_layer_is_magnitude(kind):
+    blocks = active(WEIGHTS[kind](200))
+    (across,) = PRUNE_RULES["global_magnitude"].rule([blocks], 70)
+    assert set(across.tolist()) == set(PRUNE_RULES["magnitude"](blocks, 70).tolist())
+
+
 @pytest.mark.parametrize("rule", ["magnitude", "set"])
 def test_permuting_the_weights_permutes_the_choice(rule):
     ids, weights, order = torch.arange(200), WEIGHTS["ties"](200), torch.randperm(200)
