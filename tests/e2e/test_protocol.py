@@ -34,3 +34,18 @@ def test_rows_seeds_and_restart(esl, tmp_path):
     assert json.loads((tmp_path / "results/digits.json").read_text()) == results
     code, _, err = esl(*arguments, "--tau", 0.25)
     assert code and "holds a run with other settings" in err
+
+
+def test_rules_are_compared_with_the_static_topology(esl, tmp_path):
+    arguments = ["protocol", "--suite", "rules", "--data", "digits", "--epochs", 2, "--interval", 3]
+    arguments += ["--seeds", 2, "--runs", tmp_path / "runs", "--out", tmp_path, "--name", "table"]
+    rows = ["--row", "static 0.1*", "--row", "deep_r 0.1*", "--row", "set+momentum 0.1*"]
+    code, _, _ = esl(*arguments, *rows)
+    assert code == 0
+    static, deep_r, momentum = json.loads((tmp_path / "table.json").read_text())["rows"]
+    assert static["difference_to_static"] is None and deep_r["difference_to_static"] is not None
+    differences = [a - b for a, b in zip(momentum["test_accuracy"], static["test_accuracy"], strict=True)]
+    assert momentum["difference_to_static"]["mean"] == pytest.approx(sum(differences) / 2)
+    assert "difference to static" in (tmp_path / "table.md").read_text()
+    code, _, err = esl(*arguments, "--row", "set+nothing*")
+    assert code and "no row is called 'set+nothing*'" in err
