@@ -219,7 +219,10 @@ class Rewirer(Evolver):
         active, gone = ids[stays], ids[pruned]
         del ids  # with blocks of 1x1 ids are what takes memory
         if isinstance(rule, GradientRule):
-            candidates, note = self._watches[name].candidates(pruned, gone)
+            if name in self._watches:
+                candidates, note = self._watches[name].candidates(pruned, gone)
+            else:
+                note = "frozen when its gradient was to be followed: grown at random"
             if candidates is None:
                 rule = GROW_RULES["random"]
         del gone
@@ -299,19 +302,16 @@ class Rewirer(Evolver):
 
     def _most_grown(self, layers: dict[str, SparseLayer], fraction: float) -> dict[str, int]:
         """The most blocks that an update can make each layer grow."""
-        of_layer = {name: layer.topology.nnzb for name, layer in layers.items()}
+        most = {name: layer.topology.nnzb for name, layer in layers.items()}
         if not isinstance(self._prune_rule, OwnCount):
-            of_layer = {name: round(fraction * nnzb) for name, nnzb in of_layer.items()}
+            pruned = {name: round(fraction * nnzb) for name, nnzb in most.items()}
+            if isinstance(self._prune_rule, AcrossLayers):
+                total = sum(pruned.values())
+                pruned = {name: min(total, nnzb) for name, nnzb in most.items()}
+            most = pruned
         if self._redistribution is not None:
-            most = {
-                name: sum(of_layer[other] for other in names)
-                for names in _of_one_block_size(layers)
-                for name in names
-            }
-        elif isinstance(self._prune_rule, AcrossLayers):
-            most = {name: min(sum(of_layer.values()), layers[name].topology.nnzb) for name in layers}
-        else:
-            return of_layer
+            for names in _of_one_block_size(layers):
+                most.update(dict.fromkeys(names, sum(most[name] for name in names)))
         return most
 
     # Checkpoints

@@ -226,6 +226,37 @@ def test_a_frozen_layer_is_not_watched():
     assert [[layer.name for layer in report.layers] for report in reports] == [["0"], ["0"]]
 
 
+def test_a_layer_that_thaws_in_the_window_grows_at_random_and_says_so():
+    model = network()
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    rewire = rewirer(model, optimizer, grow="momentum")
+    model[2].values.requires_grad_(False)
+    rewire.load_state_dict(rewire.state_dict() | {"watches": {}})  # the window begins
+    for i, (x, y) in enumerate(batches(5)):
+        model[2].values.requires_grad_(i > 2)
+        plain(model, optimizer, x, y)
+        report = rewire.step()
+    assert [layer.note[:6] for layer in report.layers] == ["", "frozen"] and report.layers[1].pruned > 0
+
+
+@pytest.mark.parametrize("grow", ["gradient", "momentum"])
+def test_layers_may_grow_all_that_was_pruned_anywhere(grow):
+    """One threshold over all layers, and nearly all that goes is given to one of them: its candidates suffice."""
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        esl.nn.SparseLinear(24, 40, density=0.2, block_size=2),
+        nn.ReLU(),
+        esl.nn.SparseLinear(40, 8, density=0.9, block_size=2),
+    )
+    with torch.no_grad():
+        model[2].values.mul_(1e-2)
+    optimizer = torch.optim.SGD(model.parameters(), 0.0)
+    reports = train(
+        model, 10, optimizer=optimizer, grow=grow, prune="global_magnitude", redistribute="magnitude"
+    )
+    assert len(reports) == 2 and all(layer.note == "" for report in reports for layer in report.layers)
+
+
 @pytest.mark.parametrize("rule", RULES)
 def test_a_silent_layer_grows_at_random_and_says_so(rule):
     model = nn.Sequential(network()[0], nn.Threshold(1e9, 0.0), network()[2])
