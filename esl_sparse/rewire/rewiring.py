@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ..topology import BlockTopology
-from .sorted_ids import contains_sorted, merge_sorted
+from .sorted_ids import merge_sorted
 
 
 @dataclass(frozen=True)
@@ -47,12 +47,19 @@ class Rewiring:
 
 def _move(ids: Tensor, stays: Tensor, chosen: Tensor, renew: bool) -> tuple[Tensor, Tensor, Tensor]:
     """The new sorted ids, and `source` and `grown` of :class:`Rewiring`."""
-    new_ids, is_chosen = merge_sorted(ids[stays], chosen)
+    regrown = torch.zeros_like(chosen, dtype=torch.bool)
+    came_from = regrown.new_empty(0, dtype=torch.int32)
+    if not renew and ids.numel():
+        at = torch.searchsorted(ids, chosen).clamp_(max=ids.numel() - 1)
+        regrown = ids[at] == chosen
+        came_from = at[regrown].int()
+        del at
+    kept = ids[stays]
+    del ids  # the largest tensor here; not needed for what follows
+    new_ids, is_chosen = merge_sorted(kept, chosen)
+    del kept
     source = torch.zeros_like(new_ids, dtype=torch.int32)
     source[~is_chosen] = stays.nonzero().squeeze(1).int()
     places = is_chosen.nonzero().squeeze(1)
-    if renew:
-        return new_ids, source, places
-    is_regrown = contains_sorted(ids, chosen)
-    source[places[is_regrown]] = torch.searchsorted(ids, chosen[is_regrown]).int()
-    return new_ids, source, places[~is_regrown]
+    source[places[regrown]] = came_from
+    return new_ids, source, places[~regrown]
