@@ -99,7 +99,10 @@ class RewireCase(NamedTuple):
 
 
 REWIRE_CASES = [
-    *(RewireCase(*case) for case in product((1024, 4096, 16384), (4, 1), (0.1, 0.01))),
+    *(RewireCase(*case) for case in product((1024, 4096), (4, 1), (0.1, 0.01))),
+    RewireCase(16384, 4, 0.1),
+    RewireCase(16384, 4, 0.01),
+    RewireCase(16384, 1, 0.01),
     RewireCase(32768, 4, 0.01),
 ]
 QUICK_REWIRE_CASES = [RewireCase(64, 4, 0.1)]

@@ -14,7 +14,7 @@ import torch
 
 import esl_sparse
 from esl_sparse import _native
-from esl_sparse._backends import choose
+from esl_sparse._backends import BACKENDS, choose
 
 ROOT = Path(__file__).parent.parent
 
@@ -50,7 +50,7 @@ def header() -> dict:
         system = platform.freedesktop_os_release()["PRETTY_NAME"]
     except OSError:
         system = platform.system()
-    ops = ("pack", "linear", "lif")
+    ops = BACKENDS["reference"]
     return {
         "cpu": _cpu_model(),
         "cores": psutil.cpu_count(logical=False),

@@ -83,7 +83,7 @@ def train(config: TrainConfig, dataset: Any, factor: float, batches: int) -> lis
     assert isinstance(momentum, GradientRule)
     rule = replace(momentum, candidates=factor)
     model, loss, optimizer, scheduler, _ = build(replace(config, structure="static"), dataset, batches)
-    (name, layer), *_ = esl.rewire.sparse_layers(model).items()
+    layer, *_ = esl.rewire.sparse_layers(model).values()
     dense = DenseMomentum(layer, rule)
     rows: list[dict] = []
 

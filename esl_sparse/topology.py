@@ -135,10 +135,9 @@ def _transpose_index_native(crow: Tensor, col: Tensor, col_blocks: int) -> Trans
 
 def index_from_block_ids(block_ids: Tensor, layout: BlockLayout) -> tuple[Tensor, Tensor]:
     """``(crow_indices, col_indices)`` int32 of sorted, unique linear block ids ``row * col_blocks + col``."""
-    rows = block_ids // layout.col_blocks
-    crow = torch.zeros(layout.row_blocks + 1, dtype=torch.int64, device=block_ids.device)
-    crow[1:] = torch.bincount(rows, minlength=layout.row_blocks).cumsum(0)
-    return crow.int(), rows.mul_(-layout.col_blocks).add_(block_ids).int()
+    bounds = torch.arange(layout.row_blocks + 1, device=block_ids.device) * layout.col_blocks
+    crow = torch.searchsorted(block_ids, bounds, out_int32=True)
+    return crow, (block_ids % layout.col_blocks).int()
 
 
 def _first(bad: Tensor) -> int:

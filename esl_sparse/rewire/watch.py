@@ -190,27 +190,33 @@ class Watch:
         if self._index != _stamp(layer):
             return None, "its blocks were changed while its gradient was followed: grown at random"
         topology, layout = layer.topology, layer.topology.layout
-        score, active_score, nonfinite = found.score, found.active_score, found.nonfinite
-        if self.length > 1:
+        nonfinite = found.nonfinite
+        if self._average is None or self._active_average is None:  # a window of one step
+            score, of_pruned = found.score, found.active_score[pruned]
+            silent = not found.active_score.any()
+        else:
             score = _block_means(self._average, found.topology)
-            active_score = _block_means(self._active_average, topology)
-            nonfinite += sum(int((~x.isfinite()).sum()) for x in (score, active_score))
+            of_pruned = _block_means(self._active_average[pruned], topology, pruned_ids)
+            nonfinite += _nonfinite(self._average) + _nonfinite(self._active_average)
+            silent = not self._active_average.any()
         if nonfinite:
             raise ValueError(f"{self.name}: the gradients of {nonfinite} blocks are NaN or infinite")
-        if not (score.any() or active_score.any()):
+        if silent and not score.any():
             return None, "silent, all gradients are 0: grown at random"
 
         def row_mean() -> Tensor:
+            of_active = found.active_score
+            if self._active_average is not None:
+                of_active = _block_means(self._active_average, topology)
             sums = torch.zeros(layout.row_blocks, device=score.device)
             number = torch.zeros_like(sums)
-            for some, its_score in ((found.topology, score), (topology, active_score)):
+            for some, its_score in ((found.topology, score), (topology, of_active)):
                 sums.index_add_(0, some.row_indices(), its_score)
                 number.add_(some.crow_indices.diff())
             return sums / number.clamp_(min=1)
 
         ids = torch.cat([found.topology.block_ids(), pruned_ids])
-        scores = torch.cat([score, active_score[pruned]])
-        return Candidates(ids, scores, found.topology.nnzb, row_mean), ""
+        return Candidates(ids, torch.cat([score, of_pruned]), found.topology.nnzb, row_mean), ""
 
     # Checkpoints
 
@@ -351,11 +357,18 @@ def _row_index(ids: Tensor, layout: BlockLayout) -> BlockTopology:
     return BlockTopology(layout, crow, col, nothing, nothing, nothing)
 
 
-def _block_means(entries: Tensor | None, topology: BlockTopology) -> Tensor:
-    """Mean |entry| inside the weight, ``[nnzb, bm, bn]`` -> ``[nnzb]``."""
-    assert entries is not None
+def _nonfinite(average: Tensor) -> int:
+    """Blocks of ``[n, bm, bn]`` with an entry that is NaN or infinite."""
+    if average.numel() == 0 or all(end.isfinite() for end in average.aminmax()):
+        return 0
+    return int((~average.isfinite()).flatten(1).any(1).sum())
+
+
+def _block_means(entries: Tensor, topology: BlockTopology, ids: Tensor | None = None) -> Tensor:
+    """Mean |entry| inside the weight, ``[n, bm, bn]`` -> ``[n]``, of all blocks or of those with these ids."""
     if entries.shape[1:] == (1, 1):
         return entries.view(-1).abs()
-    sums = torch.linalg.vector_norm(entries, 1, (1, 2))
-    layout = topology.layout
-    return sums.div_(layout.block_extent(topology.block_ids()) if layout.overhangs else layout.bm * layout.bn)
+    sums, layout = torch.linalg.vector_norm(entries, 1, (1, 2)), topology.layout
+    if not layout.overhangs:
+        return sums.div_(layout.bm * layout.bn)
+    return sums.div_(layout.block_extent(topology.block_ids() if ids is None else ids))
