@@ -102,8 +102,9 @@ def shared_over_neurons(absent: AbsentBlocks, count: int) -> Tensor:
     chosen = []
     ends = available.cumsum(0)
     first = 0
-    while first < ends.numel():  # as many rows as have about _AT_ONCE candidates: sorting takes memory
-        end = int(torch.searchsorted(ends, ends[first] - available[first] + _AT_ONCE, right=True))
+    at_once = min(_AT_ONCE, max(1024, known.ids.numel() // 8))  # candidates: sorting takes memory
+    while first < ends.numel():
+        end = int(torch.searchsorted(ends, ends[first] - available[first] + at_once, right=True))
         end = max(end, first + 1)
         here = of_rows(first, end)
         ids = known.ids[here]

@@ -205,14 +205,10 @@ class Watch:
             return None, "silent, all gradients are 0: grown at random"
 
         def row_mean() -> Tensor:
-            of_active = found.active_score
-            if self._active_average is not None:
-                of_active = _block_means(self._active_average, topology)
-            sums = torch.zeros(layout.row_blocks, device=score.device)
-            number = torch.zeros_like(sums)
-            for some, its_score in ((found.topology, score), (topology, of_active)):
-                sums.index_add_(0, some.row_indices(), its_score)
-                number.add_(some.crow_indices.diff())
+            average = self._active_average
+            of_active = found.active_score if average is None else average
+            sums = _row_sums(score, found.topology).add_(_row_sums(of_active, topology))
+            number = found.topology.crow_indices.diff() + topology.crow_indices.diff()
             return sums / number.clamp_(min=1)
 
         ids = torch.cat([found.topology.block_ids(), pruned_ids])
@@ -355,6 +351,25 @@ def _row_index(ids: Tensor, layout: BlockLayout) -> BlockTopology:
     crow, col = index_from_block_ids(ids, layout)
     nothing = col.new_empty(0)
     return BlockTopology(layout, crow, col, nothing, nothing, nothing)
+
+
+def _row_sums(scores: Tensor, topology: BlockTopology) -> Tensor:
+    """Sums by row block of scores ``[nnzb]``, or of the mean magnitudes of ``[nnzb, bm, bn]``."""
+    crow, n = topology.crow_indices, topology.layout.row_blocks
+    sums = torch.zeros(n, device=scores.device)
+    at_once = max(1, n * _AT_ONCE // max(1, topology.nnzb))  # rows
+    for first in range(0, n, at_once):
+        some = crow[first : first + at_once + 1]
+        low, high = int(some[0]), int(some[-1])
+        here, rows = scores[low:high], row_indices(some, high - low)
+        if here.dim() > 1:
+            ids = rows.add(first).mul_(topology.layout.col_blocks).add_(topology.col_indices[low:high])
+            here = _block_means(here, topology, ids)
+        sums[first : first + at_once].index_add_(0, rows, here)
+    return sums
+
+
+_AT_ONCE = 1 << 16  # blocks
 
 
 def _nonfinite(average: Tensor) -> int:
