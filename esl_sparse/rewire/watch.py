@@ -189,7 +189,7 @@ class Watch:
             return None, "no gradient reached it: grown at random"
         if self._index != _stamp(layer):
             return None, "its blocks were changed while its gradient was followed: grown at random"
-        topology, layout = layer.topology, layer.topology.layout
+        topology = layer.topology
         nonfinite = found.nonfinite
         if self._average is None or self._active_average is None:  # a window of one step
             score, of_pruned = found.score, found.active_score[pruned]
