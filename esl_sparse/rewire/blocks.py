@@ -8,8 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..ops.select import largest, smallest
-from ..ops.select.reference import splitmix64
+from ..ops.select import largest, smallest, splitmix64
 from ..topology import BlockLayout, random_absent_ids
 from .ever_active import EverActive
 from .layers import SparseLayer
@@ -156,9 +155,8 @@ def checked_choice(kind: str, name: str, choice: Tensor, count: int | None, boun
         got = f"{choice.dtype} {shape}" if isinstance(choice, Tensor) else type(choice).__name__
         wanted = f"({count},)" if count is not None else "of one dimension"
         raise ValueError(f"{kind}: expected the rule to return int64 {wanted} for {name}, got {got}")
-    if not bool(
-        (choice[1:] > choice[:-1]).all()
-    ):  # most rules choose in order: sorting takes memory and time
+    # Most rules choose in order: sorting would take memory and time.
+    if not bool((choice[1:] > choice[:-1]).all()):
         choice = choice.sort().values
     if choice.numel() and (choice[0] < 0 or choice[-1] >= bound or bool((choice[1:] == choice[:-1]).any())):
         raise ValueError(f"{kind}: the rule returned repeated or out-of-range choices for {name}")

@@ -12,7 +12,7 @@ from ..topology import random_absent_ids
 from .blocks import inside
 from .evolver import Evolver, LayerUpdate, check_finite
 from .journal import Journal
-from .layers import SparseLayer
+from .layers import SparseLayer, stamp
 from .report import RewireReport
 
 
@@ -62,6 +62,7 @@ class DeepR(Evolver):
         super().__init__(model, optimizer, protect=0, followers=followers, generator=generator)
         self.l1, self.temperature, self.interval, self.t_end = l1, temperature, interval, t_end
         self._signs = {name: self._signs_of(layer) for name, layer in self._layers.items()}
+        self._prepare()
 
     def step(self) -> RewireReport | None:
         """Call after each ``optimizer.step()``; as :meth:`Rewirer.step`."""
@@ -75,7 +76,7 @@ class DeepR(Evolver):
         layers = self._trained_layers()
         for name, layer in layers.items():
             check_finite(name, layer)
-            if len(self._signs[name]) != layer.topology.nnzb:  # other blocks were loaded
+            if self._stamps[name] != stamp(layer):  # other blocks were loaded
                 signs = dict(self._signs)
                 signs[name] = self._signs_of(layer)
                 journal.assign(self, "_signs", signs)
@@ -85,6 +86,9 @@ class DeepR(Evolver):
         updates = [self._replace(name, layer) for name, layer in layers.items()]
         active = sum(layer.topology.nnzb for layer in layers.values())
         return sum(update.pruned for update in updates) / max(1, active), updates
+
+    def _prepare(self) -> None:
+        self._stamps = {name: stamp(layer) for name, layer in self._layers.items()}
 
     def _walk(self, name: str, layer: SparseLayer, journal: Journal) -> None:
         values, eta = layer.values, float(self._group(name, layer)["lr"])
@@ -137,3 +141,4 @@ class DeepR(Evolver):
                 raise ValueError(f"state_dict: {name}: signs are not all -1 or 1")
             signs[name] = sign.to(layer.values.device, copy=True)
         self._signs = signs
+        self._prepare()

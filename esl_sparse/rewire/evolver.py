@@ -105,7 +105,11 @@ class Evolver:
             self._skipped()
             return None
         iteration = self.iteration + 1
-        report = self._update(iteration) if self._due(iteration) else None
+        try:
+            report = self._update(iteration) if self._due(iteration) else None
+        except BaseException:
+            self._failed()
+            raise
         if report is None:
             self._progress = replace(self._progress, iteration=iteration)
         self._stepped = False
@@ -138,6 +142,9 @@ class Evolver:
 
     def _prepare(self) -> None:
         """Look ahead to the next training step."""
+
+    def _failed(self) -> None:
+        """The update was taken back; the same iteration will be tried again."""
 
     def _skipped(self) -> None:
         """The optimiser did not take the step whose gradients may have been seen."""

@@ -41,6 +41,12 @@ class GradientLayer(SparseLayer, Protocol):
         ...
 
 
+def stamp(layer: SparseLayer) -> tuple[int, ...]:
+    """Changes whenever the layer's blocks do."""
+    topology = layer.topology
+    return topology.nnzb, topology.col_indices.data_ptr(), topology.col_indices._version
+
+
 def follows_gradients(layer: SparseLayer) -> bool:
     methods = ("seen_input", "call", "block_scores", "gradient_at", "register_forward_hook")
     return all(hasattr(layer, method) for method in methods)

@@ -240,6 +240,10 @@ class Rewirer(Evolver):
         for watch in self._watches.values():
             watch.commit()
 
+    def _failed(self) -> None:
+        for watch in self._watches.values():
+            watch.failed()
+
     def _skipped(self) -> None:
         for watch in self._watches.values():
             watch.discard()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import weakref
 from collections.abc import Callable, Mapping
@@ -16,7 +17,7 @@ from ..ops.select import TopK
 from ..topology import BlockLayout, BlockTopology, check_block_ids, index_from_block_ids, row_indices
 from .blocks import Candidates
 from .grow import GradientRule
-from .layers import GradientLayer, SparseLayer
+from .layers import GradientLayer, SparseLayer, stamp
 from .sorted_ids import contains_sorted
 
 
@@ -73,7 +74,8 @@ class Watch:
         self._found: _Scan | None = None
         self._average: Tensor | None = None  # [c, bm, bn]
         self._active_average: Tensor | None = None  # [nnzb, bm, bn]
-        self._index = _stamp(layer)
+        self._index = stamp(layer)
+        self._is_stale = False  # an update with what was found has failed, and training may go on
         self._tap = _Tap(self.layer, self._call, keep_input=True)
         self._norm_hook = None
         if length > 1:
@@ -96,6 +98,8 @@ class Watch:
     # During backward
 
     def _call(self, seen: Any, grad: Tensor) -> None:
+        if self._is_stale:
+            self._restart()
         call = self.layer.call(seen, grad.detach())
         self.calls += 1
         if self._found is not None:
@@ -103,8 +107,17 @@ class Watch:
         elif self.several is False:
             if self.calls == 1:
                 self._new = self._scan([call])
+            else:  # too late to be added: what the first call gave is dropped
+                self._new = self._sum = None
         else:
             self._kept.append(call)
+
+    def _restart(self) -> None:
+        """Begin the window anew, with the present step."""
+        self.discard()
+        self._found = self._average = self._active_average = None
+        self._index = stamp(self.layer)
+        self._is_stale = False
 
     def _scan(self, calls: list[Any]) -> _Scan:
         layer = self.layer
@@ -143,9 +156,15 @@ class Watch:
             self._new = self._scan(self._kept)
         if self._found is None:
             self._found = self._new
+            # Called more often than in the step before: the window begins with the next step, if there is one.
+            self.several = None if self._found is None and self.calls > 1 else self.several
         if self._found is not None and self.length > 1:
             self._extend(self._found)
         self.discard(keep_calls=True)
+
+    def failed(self) -> None:
+        """The update failed: it may be repeated with what was found, but a further training step begins anew."""
+        self._is_stale = True
 
     def discard(self, keep_calls: bool = False) -> None:
         """Forget the present step."""
@@ -172,7 +191,7 @@ class Watch:
         if grad is None or not self._raw_norm:
             return 1.0
         scale = float(grad.norm()) / self._raw_norm
-        return scale if scale > 0 else 1.0
+        return scale if math.isfinite(scale) else 1.0
 
     # At the update
 
@@ -183,11 +202,11 @@ class Watch:
             ValueError: NaN or infinite gradients.
         """
         found, layer = self._found, self.layer
-        if self.several is False and self.calls > 1:
+        if found is None and self.calls > 1:
             return None, f"called {self.calls} times in the step, once in the one before: grown at random"
         if found is None:
             return None, "no gradient reached it: grown at random"
-        if self._index != _stamp(layer):
+        if self._index != stamp(layer):
             return None, "its blocks were changed while its gradient was followed: grown at random"
         topology = layer.topology
         nonfinite = found.nonfinite
@@ -249,7 +268,7 @@ class Watch:
             found = _Scan(_row_index(ids, topology.layout), nonfinite, nothing, nothing)
         self.seed, self.several, self._found = seed, several, found
         self._average, self._active_average = averages if found is not None else (None, None)
-        self._index = _stamp(self.layer)
+        self._index = stamp(self.layer)
         self.discard()
 
 
@@ -338,12 +357,6 @@ class EagerSteps:
             if not cls._on:
                 cls._stance.__exit__(None, None, None)
                 cls._stance = None
-
-
-def _stamp(layer: SparseLayer) -> tuple[int, ...]:
-    """Changes whenever the layer's blocks do."""
-    topology = layer.topology
-    return topology.nnzb, topology.col_indices.data_ptr(), topology.col_indices._version
 
 
 def _row_index(ids: Tensor, layout: BlockLayout) -> BlockTopology:

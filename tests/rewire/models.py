@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 import esl_sparse as esl
+from esl_sparse.rewire.journal import Journal
 
 
 def mlp(density=0.2, block_size=(2, 4), sizes=(30, 50, 21)):
@@ -56,3 +57,31 @@ def everything(model, optimizer, *followers):
 
 def same(a, b):
     return len(a) == len(b) and all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+
+
+def interrupt_each_write(monkeypatch, error, run, check, when="after"):
+    """Repeat ``run`` with an error before or after its 1st, 2nd, ... write until it gets through.
+
+    ``check`` is called after each failure; returns how many there were.
+    """
+    write_, failures = Journal.write_, 0
+
+    def failing(self, tensor, new):
+        nonlocal writes
+        writes += 1
+        if writes == failures + 1 and when == "before":
+            raise error
+        write_(self, tensor, new)
+        if writes == failures + 1 and when == "after":
+            raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Journal, "write_", failing)
+        while True:
+            writes = 0
+            try:
+                run()
+                return failures
+            except error:
+                check()
+                failures += 1

@@ -10,9 +10,8 @@ import torch
 from torch import nn
 
 import esl_sparse as esl
-from esl_sparse.rewire.journal import Journal
 
-from .models import by_id, everything, mlp, same, train_step
+from .models import by_id, everything, interrupt_each_write, mlp, same, train_step
 
 
 class Stepping(esl.DeepR):
@@ -158,26 +157,15 @@ def test_an_interrupted_step_changes_nothing(monkeypatch, error):
     train_step(model, optimizer)
     rewire = deep_r(model, optimizer, l1=1.0, temperature=1.0)
     before, signs = everything(model, optimizer), {k: v.clone() for k, v in rewire._signs.items()}
-    state, write_, fail_at = rewire.generator.get_state(), Journal.write_, 0
+    state = rewire.generator.get_state()
 
-    def failing(self, tensor, new):
-        nonlocal writes
-        writes += 1
-        write_(self, tensor, new)
-        if writes == fail_at:
-            raise error
+    def check():
+        assert same(before, everything(model, optimizer)) and rewire.iteration == 0
+        assert all(torch.equal(rewire._signs[k], signs[k]) for k in signs)
+        assert torch.equal(rewire.generator.get_state(), state)
 
-    monkeypatch.setattr(Journal, "write_", failing)
-    while True:
-        fail_at, writes = fail_at + 1, 0
-        try:
-            rewire.step()
-            break
-        except error:
-            assert same(before, everything(model, optimizer)) and rewire.iteration == 0
-            assert all(torch.equal(rewire._signs[k], signs[k]) for k in signs)
-            assert torch.equal(rewire.generator.get_state(), state)
-    assert fail_at == 2 + 2 * (5 + 5) + 1  # walks; values, gradient, moments and signs, and the index
+    failures = interrupt_each_write(monkeypatch, error, rewire.step, check)
+    assert failures == 2 + 2 * (5 + 5)  # walks; values, gradient, moments and signs, and the index
 
 
 def test_a_resumed_run_continues_exactly():
@@ -225,10 +213,13 @@ def test_a_state_that_does_not_fit_changes_nothing(damage, message):
     assert rewire.iteration == 1
 
 
-def test_other_blocks_that_were_loaded_get_signs():
+@pytest.mark.parametrize("density", [0.3, 0.5])
+def test_other_blocks_that_were_loaded_get_signs(density):
     model = single(0.3)
     rewire = deep_r(model, l1=0.0, temperature=0.0)
-    model.load_state_dict(single(0.5).state_dict())
+    torch.manual_seed(77)
+    other = esl.nn.SparseLinear(30, 20, density=density, block_size=1, bias=False)
+    model[0].load_state_dict(other.state_dict())
     assert rewire.step().layers[0].pruned == 0
 
 

@@ -11,10 +11,9 @@ from torch.nn import functional as F
 import esl_sparse as esl
 from esl_sparse.rewire import REDISTRIBUTIONS
 from esl_sparse.rewire.apportion import apportion
-from esl_sparse.rewire.journal import Journal
 
 from . import oracle
-from .models import by_id, everything, rewirer, same
+from .models import by_id, everything, interrupt_each_write, rewirer, same
 
 
 @pytest.mark.parametrize(
@@ -180,26 +179,11 @@ def test_an_interrupted_update_puts_sizes_back(monkeypatch, error):
     rewire = rewirer(model, optimizer, redistribute="magnitude", followers=[follower])
     step(model, optimizer)
     before = everything(model, optimizer, follower)
-    write_, fail_at = Journal.write_, 0
 
-    def failing(self, tensor, new):
-        nonlocal writes
-        writes += 1
-        write_(self, tensor, new)
-        if writes == fail_at:
-            raise error
+    def check():
+        assert same(before, everything(model, optimizer, follower)) and rewire.iteration == 0
 
-    monkeypatch.setattr(Journal, "write_", failing)
-    failures = 0
-    while True:
-        fail_at, writes = fail_at + 1, 0
-        try:
-            rewire.step()
-            break
-        except error:
-            failures += 1
-            assert same(before, everything(model, optimizer, follower)) and rewire.iteration == 0
-    assert failures == 3 * (5 + 2 * 5)
+    assert interrupt_each_write(monkeypatch, error, rewire.step, check) == 3 * (5 + 2 * 5)
     step(model, optimizer)
 
 

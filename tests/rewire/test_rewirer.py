@@ -5,10 +5,9 @@ from torch import nn
 
 import esl_sparse as esl
 from esl_sparse.rewire import sparse_layers
-from esl_sparse.rewire.journal import Journal
 
 from . import oracle
-from .models import by_id, everything, mlp, rewirer, same, train_step
+from .models import by_id, everything, interrupt_each_write, mlp, rewirer, same, train_step
 
 
 def trained(**options):
@@ -288,34 +287,18 @@ def test_an_interrupted_update_changes_nothing_and_can_be_repeated(monkeypatch, 
     follower = torch.optim.swa_utils.AveragedModel(model)
     rewire = rewirer(model, optimizer, grow="random_unfired", followers=[follower], protect=1)
     before, state = everything(model, optimizer, follower), rewire.state_dict()
-    write_, writes = Journal.write_, 0
 
-    def failing(self, tensor, new):
-        nonlocal writes
-        writes += 1
-        if writes == fail_at and when == "before":
-            raise error
-        write_(self, tensor, new)
-        if writes == fail_at and when == "after":
-            raise error
+    def check():
+        assert same(before, everything(model, optimizer, follower))
+        assert rewire.iteration == 0
+        assert torch.equal(rewire.state_dict()["generator"], state["generator"])
 
-    monkeypatch.setattr(Journal, "write_", failing)
-    fail_at = 0
-    while True:
-        fail_at, writes = fail_at + 1, 0
-        try:
-            rewire.step()
-            break
-        except error:
-            assert same(before, everything(model, optimizer, follower))
-            assert rewire.iteration == 0
-            assert torch.equal(rewire.state_dict()["generator"], state["generator"])
+    failures = interrupt_each_write(monkeypatch, error, rewire.step, check, when)
     # Two layers, each with values, gradient, two moments and a follower's values, and two indices of five.
-    assert fail_at == 2 * (5 + 2 * 5) + 1
+    assert failures == 2 * (5 + 2 * 5)
     assert not same(before, everything(model, optimizer, follower))
     done = everything(model, optimizer, follower)
 
-    monkeypatch.undo()
     torch.manual_seed(5)
     model, optimizer = trained(density=0.3)
     follower = torch.optim.swa_utils.AveragedModel(model)

@@ -4,6 +4,7 @@ import copy
 import gc
 import io
 import pickle
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -289,6 +290,27 @@ def test_more_calls_than_expected_are_noticed():
     assert "called 2 times" in report.layers[0].note and report.layers[0].pruned > 0
 
 
+@pytest.mark.parametrize("accumulate_at", range(8))
+@pytest.mark.parametrize("rule", ["momentum", "momentum_neuron"])
+def test_more_calls_than_expected_in_a_long_window(rule, accumulate_at):
+    """In the window's first step they put it off by a step; later they are added like any others."""
+    model = network()
+    optimizer = torch.optim.SGD(model.parameters(), 0.0)
+    rewire = rewirer(model, optimizer, interval=8, t_end=40, grow=replace(esl.GROW_RULES[rule], window=6))
+    gradients = []
+    for i, (x, y) in enumerate(batches(8)):
+        (accumulated if i == accumulate_at else plain)(model, optimizer, x, y)
+        gradients.append(model[2].values.grad.clone())
+        if i == 7:
+            average = rewire._watches["2"]._active_average
+        report = rewire.step()
+    assert [layer.note for layer in report.layers] == ["", ""]
+    first, expected = 3 if accumulate_at == 2 else 2, torch.zeros_like(gradients[0])
+    for gradient in gradients[first:]:
+        expected.mul_(0.9).add_(gradient, alpha=0.1)
+    torch.testing.assert_close(average, expected)
+
+
 # Damaged gradients
 
 
@@ -314,7 +336,15 @@ def test_gradients_that_are_not_finite_are_named_and_nothing_changes(rule, bad):
             rewire.step()
     with pytest.raises(ValueError, match="the gradients of 8 blocks are NaN or infinite"):
         rewire.step()
+    with pytest.raises(ValueError, match="8 blocks"):  # nothing has been seen since
+        rewire.step()
     assert same(before, everything(layer, optimizer)) and rewire.iteration == 2
+    optimizer.zero_grad()
+    layer(torch.randn(5, 8)).sum().backward()
+    optimizer.step()
+    assert (
+        rewire.step().layers[0].note == "" and rewire.iteration == 3
+    )  # the step after it is judged by itself
 
 
 # Compiled, copied, stored
