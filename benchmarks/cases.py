@@ -150,3 +150,8 @@ IMPOSSIBLE_PHASES = (
     ("gradient", 15, 20),
 )  # rule, interval, iterations
 IMPOSSIBLE_TARGET = 400.0  # MB, at most
+
+# features, lanes; scores to select from; blocks to index
+SCAN_SIZE = (1024, 2048, (4_000_000, 40_000_000), (1_000_000, 10_000_000))
+QUICK_SCAN_SIZE = (64, 32, (4000,), (1000,))
+SCAN_RATES = (0.02, 0.1, 0.3, 0.7)

@@ -17,7 +17,6 @@ import statistics
 import subprocess
 import sys
 import time
-import weakref
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -25,12 +24,11 @@ from typing import Any
 import psutil
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_iter
 
 import esl_sparse as esl
 
 from . import cases
+from .allocations import Allocations
 from .cases import RewireCase
 from .memory import ROOT, _reset_peak, _status
 from .report import Report
@@ -59,34 +57,6 @@ GIVE_BACK = {"MALLOC_MMAP_THRESHOLD_": "1048576"}
 
 
 # ---- one rule on one layer, in its own process
-
-
-def _storages(tree: Any) -> list[torch.UntypedStorage]:
-    return [leaf.untyped_storage() for leaf in tree_iter(tree) if isinstance(leaf, Tensor)]
-
-
-class Allocations(TorchDispatchMode):
-    """Bytes of the tensors made inside: those that live, and the most that lived together."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.peak = self.live = 0
-        self._known: set[int] = set()
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        before = {storage._cdata for storage in _storages((args, kwargs))}
-        out = func(*args, **(kwargs or {}))
-        for storage in _storages(out):
-            if storage._cdata not in before and storage._cdata not in self._known:
-                self._known.add(storage._cdata)
-                self.live += storage.nbytes()
-                self.peak = max(self.peak, self.live)
-                weakref.finalize(storage, self._freed, storage._cdata, storage.nbytes())
-        return out
-
-    def _freed(self, key: int, size: int) -> None:
-        self._known.discard(key)
-        self.live -= size
 
 
 def _settled() -> int:

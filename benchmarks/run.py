@@ -1,4 +1,4 @@
-"""``python -m benchmarks.run linear | overhead | kernels | lif | memory | rewire | impossible | overlap``.
+"""``python -m benchmarks.run linear | overhead | kernels | lif | memory | rewire | impossible | overlap | scan``.
 
 A complete run is stored as ``benchmarks/results/NAME.json``, a filtered or ``--quick`` one only where
 ``--output`` says.
@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from . import impossible, kernels, lif, linear, machine, memory, overhead, overlap, rewire, timing
+from . import impossible, kernels, lif, linear, machine, memory, overhead, overlap, rewire, scan, timing
 from .report import RESULTS, Report
 
 # Each has HELP, add_arguments(parser), is_default(args) and run(args, report).
@@ -26,6 +26,7 @@ BENCHMARKS = {
     "rewire": rewire,
     "impossible": impossible,
     "overlap": overlap,
+    "scan": scan,
 }
 
 

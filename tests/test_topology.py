@@ -276,3 +276,21 @@ def test_random_absent_ids_follow_the_generator():
     assert not torch.equal(draw(1), draw(2))
     with pytest.raises(ValueError, match=r"count: expected 0 to 2 \(absent places\), got 3"):
         random_absent_ids(torch.tensor([1]), 3, 3)
+
+
+@pytest.mark.parametrize(
+    "rows, cols, density", [(1, 1, 1.0), (7, 300, 0.1), (300, 7, 0.5), (40, 50, 0.0), (700, 600, 0.3)]
+)
+def test_the_column_index_of_every_backend(backend, poison, threads, rows, cols, density):
+    """Against a stable sort in NumPy; 126,000 blocks give each of four threads a share."""
+    dense = np.random.default_rng(0).random((rows, cols)) < density
+    row, col = dense.nonzero()
+    crow = np.concatenate([[0], dense.sum(1).cumsum()])
+    order = np.argsort(col, kind="stable")
+    for n in (1, 4):
+        threads(n)
+        ccol, row_t, offset_t = transpose_index(torch.tensor(crow).int(), torch.tensor(col).int(), cols)
+        assert [t.dtype for t in (ccol, row_t, offset_t)] == [torch.int32] * 3
+        np.testing.assert_array_equal(ccol, np.concatenate([[0], dense.sum(0).cumsum()]))
+        np.testing.assert_array_equal(offset_t, order)
+        np.testing.assert_array_equal(row_t, row[order])

@@ -16,9 +16,6 @@ constexpr int kTile = 2;                     // words: lanes of a tile / 64
 constexpr int kSpan = 64;                    // channels at a time
 constexpr int64_t kWorkPerThread = 1 << 15;  // (lane, channel) pairs worth a second thread
 
-inline int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }
-inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
 // 64 lanes of one call. The packed rows of its lanes stand in Scratch::row.
 struct Group {
   const uint64_t* words;  // [cols]

@@ -13,7 +13,6 @@ namespace {
 constexpr int64_t kPiece = 1024;             // neurons at a time
 constexpr int64_t kWorkPerThread = 1 << 14;  // neuron steps worth a second thread
 
-inline int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }
 inline int64_t pieces(int64_t M) { return (M + kPiece - 1) / kPiece; }
 inline int useful_threads(int64_t work, int threads) {
   return static_cast<int>(min(threads, 1 + work / kWorkPerThread));

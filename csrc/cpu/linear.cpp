@@ -17,8 +17,6 @@ constexpr int kGradGroups = 32;     // groups per partial sum of a weight gradie
 constexpr int kGradGroupsFloat = 8;
 constexpr int64_t kWorkPerThread = 1 << 17;  // multiply-adds worth a second thread
 
-inline int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }
-inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 inline int64_t align64(int64_t bytes) { return (bytes + 63) & ~int64_t{63}; }
 
 // One direction of the product: out[o] += w * source[s], with the blocks listed by output block.

@@ -5,8 +5,7 @@ import torch
 from torch import nn
 
 import esl_sparse as esl
-
-from .allocations import Allocations
+from benchmarks.allocations import Allocations
 
 GROW = ["random", "random_unfired", "gradient", "momentum", "momentum_neuron"]
 

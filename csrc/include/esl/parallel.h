@@ -9,6 +9,9 @@
 
 namespace esl::ESL_ISA {
 
+inline int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }
+inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
 // f(i) for each i in [begin, end), in `threads` contiguous shares: thread k gets the same i in each call.
 // No more threads than there is work: with one, OpenMP starts no team (and so is safe in a forked process).
 template <class F>

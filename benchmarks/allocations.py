@@ -1,3 +1,5 @@
+"""What torch allocates while something runs."""
+
 from __future__ import annotations
 
 import weakref
