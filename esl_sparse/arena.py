@@ -48,6 +48,9 @@ class Arena:
         """Lend an uninitialised contiguous CPU tensor for a ``with`` block; 64-byte aligned."""
         return Lease(self, shape, dtype)
 
+    def tensor(self, shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> Tensor:
+        return torch.empty(shape, dtype=dtype)
+
     def release(self) -> int:
         """Give free buffers back to the system; returns their bytes."""
         with self._lock:

@@ -327,18 +327,26 @@ class BlockTopology(NamedTuple):
     def to_dense(self, values: Tensor) -> Tensor:
         """The logical weight ``[rows, cols]`` with zeros where no block is. For reading, tests and references."""
         lay = self.layout
-        if lay.groups != 1 or lay.taps != 1:
-            raise ValueError("to_dense: this topology belongs to a convolution; use the layer's to_dense()")
         grid = values.new_zeros(lay.row_blocks, lay.bm, lay.col_blocks, lay.bn)
         grid[self.row_indices(), :, self.col_indices.long(), :] = values
-        return grid.reshape(lay.row_blocks * lay.bm, lay.col_blocks * lay.bn)[: lay.rows, : lay.cols]
+        parts = grid.view(lay.groups, -1, lay.taps, lay.col_blocks // lay.taps * lay.bn)
+        inside = parts[:, : lay.rows // lay.groups, :, : lay.cols // lay.taps]
+        return inside.reshape(lay.rows, lay.cols)
 
     def gather_dense(self, dense: Tensor) -> Tensor:
         """``values [nnzb, bm, bn]`` of a dense ``[rows, cols]`` tensor at this topology; overhang is 0."""
-        lay = self.layout
-        if tuple(dense.shape) != (lay.rows, lay.cols):
-            raise ValueError(f"dense: expected shape {(lay.rows, lay.cols)}, got {tuple(dense.shape)}")
-        padding = (0, lay.col_blocks * lay.bn - lay.cols, 0, lay.row_blocks * lay.bm - lay.rows)
-        padded = torch.nn.functional.pad(dense, padding) if any(padding) else dense
-        grid = padded.reshape(lay.row_blocks, lay.bm, lay.col_blocks, lay.bn)
+        grid = to_blocks(dense, self.layout)
         return grid[self.row_indices(), :, self.col_indices.long(), :].contiguous()
+
+
+def to_blocks(dense: Tensor, layout: BlockLayout) -> Tensor:
+    """A dense ``[rows, cols]`` tensor as ``[row_blocks, bm, col_blocks, bn]``; zeros overhang. A view if it can be."""
+    if tuple(dense.shape) != (layout.rows, layout.cols):
+        raise ValueError(f"dense: expected shape {(layout.rows, layout.cols)}, got {tuple(dense.shape)}")
+    rows, cols = layout.rows // layout.groups, layout.cols // layout.taps
+    padding = (0, layout.col_blocks // layout.taps * layout.bn - cols, 0, 0, 0)
+    padding += (layout.row_blocks // layout.groups * layout.bm - rows,)
+    parts = dense.reshape(layout.groups, rows, layout.taps, cols)
+    if any(padding):
+        parts = torch.nn.functional.pad(parts, padding)
+    return parts.reshape(layout.row_blocks, layout.bm, layout.col_blocks, layout.bn)

@@ -46,6 +46,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("supported_isas", [] { return isas([](Isa isa) { return isa_compiled(isa) && isa_supported(isa); }); });
   bind_pack(m);
   bind_linear(m);
+  bind_conv2d(m);
   bind_lif(m);
   bind_block_score(m);
   bind_select(m);

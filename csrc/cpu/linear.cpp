@@ -7,6 +7,7 @@
 
 #include "esl/panels.h"
 #include "esl/parallel.h"
+#include "esl/tiles.h"
 
 namespace esl::ESL_ISA {
 namespace {
@@ -16,8 +17,6 @@ constexpr int kForwardGroups = 16;  // groups that share one set of tables: thei
 constexpr int kGradGroups = 32;     // groups per partial sum of a weight gradient: 4 rows of them fit in L1
 constexpr int kGradGroupsFloat = 8;
 constexpr int64_t kWorkPerThread = 1 << 17;  // multiply-adds worth a second thread
-
-inline int64_t align64(int64_t bytes) { return (bytes + 63) & ~int64_t{63}; }
 
 // One direction of the product: out[o] += w * source[s], with the blocks listed by output block.
 struct Side {
@@ -44,21 +43,6 @@ int useful_threads(const BlockSparse& w, const Lanes& lanes, int threads) {
   const int64_t blocks = ptr[w.crow ? ceil_div(w.rows, w.bm) : ceil_div(w.cols, w.bn)];
   const int64_t useful = 1 + (blocks * w.bm * w.bn + w.rows + w.cols) * lanes.count() / kWorkPerThread;
   return static_cast<int>(min(threads, useful));
-}
-
-// f(task, thread) for tasks of uneven cost: a thread takes the next one when it is free.
-template <class F>
-void parallel_tasks(int64_t tasks, int threads, F f) {
-  int64_t next = 0;
-  parallel_for(0, min(threads, tasks), threads, [&](int64_t thread) {
-    for (;;) {
-      int64_t task;
-#pragma omp atomic capture
-      task = next++;
-      if (task >= tasks) return;
-      f(task, thread);
-    }
-  });
 }
 
 // A strip leaves: 16 channels x 64 lanes at `tile`, channel stride `stride`, to channels [o, o + n) of group g.
@@ -227,42 +211,11 @@ void spike_strip(const Side& s, int64_t strip, const uint64_t* words, int64_t fu
 
 // ---- forward by tables: the 16 sums of 4 weights, chosen per lane by a 4-bit index.
 
-constexpr int kTables = 256;  // tables built at a time: 16 KB, in L1
-
-// Spikes of 4 channels as one nibble a lane: nibbles [groups, ceil(cols / 4), 4 quarters]. In a word the nibbles of
-// even lanes come first, so that one broadcast and one variable shift put lane e's nibble into element e.
-void to_nibbles(const uint64_t* words, int64_t channels, int64_t g, uint64_t* nibbles) {
+// All channels of group g: nibbles [groups, ceil(channels / 4), 4].
+void group_to_nibbles(const uint64_t* words, int64_t channels, int64_t g, uint64_t* nibbles) {
   const int64_t fours = ceil_div(channels, 4);
-  constexpr uint64_t kEven = 0x5555555555555555ull, kNibble = 0x1111111111111111ull;
-  for (int64_t f = 0; f < fours; ++f) {
-    uint64_t out[4] = {0, 0, 0, 0};
-    for (int64_t k = 0; k < min(4, channels - f * 4); ++k) {
-      const uint64_t w = words[g * channels + f * 4 + k];
-      const uint64_t even = _pext_u64(w, kEven), odd = _pext_u64(w, ~kEven);
-      for (int q = 0; q < 4; ++q) {
-        const uint64_t lanes = (even >> (8 * q) & 255) | (odd >> (8 * q) & 255) << 8;
-        out[q] |= _pdep_u64(lanes, kNibble << k);
-      }
-    }
-    std::memcpy(nibbles + (g * fours + f) * 4, out, sizeof(out));
-  }
-}
-
-inline __m512i nibble_index(const uint64_t* nibbles) {
-  const __m512i shift = _mm512_setr_epi32(0, 0, 4, 4, 8, 8, 12, 12, 16, 16, 20, 20, 24, 24, 28, 28);
-  return _mm512_srlv_epi32(_mm512_set1_epi64(static_cast<int64_t>(*nibbles)), shift);
-}
-
-// tables[t] for TM rows of one (block, 4 channels): element k is the sum of the weights whose bit is set in k.
-template <int TM>
-inline void build_tables(const float* v, int64_t wo, int64_t valid, float* tables) {
-  constexpr __mmask16 kBit[4] = {0xAAAA, 0xCCCC, 0xF0F0, 0xFF00};
-  for (int i = 0; i < TM; ++i) {
-    __m512 t = _mm512_setzero_ps();
-    for (int k = 0; k < 4; ++k)
-      if (k < valid) t = _mm512_mask_add_ps(t, kBit[k], t, _mm512_set1_ps(v[i * wo + k]));
-    _mm512_store_ps(tables + i * 16, t);
-  }
+  for (int64_t f = 0; f < fours; ++f)
+    to_nibbles(words + g * channels + f * 4, min(4, channels - f * 4), nibbles + (g * fours + f) * 4);
 }
 
 template <int TM, int R>
@@ -587,7 +540,7 @@ void multiply_spikes(const LinearForward& p, int threads, SpikeKernel kernel) {
 #if defined(ESL_ISA_AVX512)
   const bool tables = kernel == SpikeKernel::tables;
   auto* const nibbles = reinterpret_cast<uint64_t*>(static_cast<char*>(p.scratch) + strip_bytes(groups, threads));
-  if (tables) parallel_for(0, groups, threads, [&](int64_t g) { to_nibbles(p.words, p.w.cols, g, nibbles); });
+  if (tables) parallel_for(0, groups, threads, [&](int64_t g) { group_to_nibbles(p.words, p.w.cols, g, nibbles); });
   const int last_quarters = groups ? LaneRows(p.lanes, groups - 1).quarters : 0;
 #else
   (void)kernel;
@@ -624,33 +577,6 @@ void to_channel_major(const uint64_t* words, int64_t channels, int64_t groups, i
   const int64_t n = min(4, channels - f * 4);
   for (int64_t g = 0; g < groups; ++g)
     for (int64_t k = 0; k < 4; ++k) out[(f * groups + g) * 4 + k] = k < n ? words[g * channels + f * 4 + k] : 0;
-}
-
-// Sums of TM * TN vectors, out[i * TN + k].
-template <int N>
-inline void sum_all(const f32x16* acc, float* out) {
-#if defined(ESL_ISA_AVX512)
-  if constexpr (N == 16) {
-    f32x16 m[16];
-    for (int i = 0; i < 16; ++i) m[i] = acc[i];
-    transpose(m);
-    for (int step = 8; step; step >>= 1)
-      for (int i = 0; i < step; ++i) m[i] = m[i] + m[i + step];
-    store(out, m[0]);
-    return;
-  }
-#endif
-  for (int i = 0; i < N; ++i) out[i] = sum(acc[i]);
-}
-
-// Few sums would wait for their own last addition: then each of the 4 vectors of a word has sums of its own.
-template <int N>
-constexpr int kSets = N < 8 ? 4 : 1;
-
-template <int N>
-inline void sum_sets(f32x16 (*acc)[N], float* out) {
-  for (int i = 0; i < N && kSets<N> == 4; ++i) acc[0][i] = (acc[0][i] + acc[1][i]) + (acc[2][i] + acc[3][i]);
-  sum_all<N>(acc[0], out);
 }
 
 // y: TM rows at stride `stride`, 64 lanes per group. words: TN of each group, groups 4 words apart.

@@ -29,4 +29,19 @@ void parallel_for_dynamic(int64_t begin, int64_t end, int threads, int64_t chunk
   for (int64_t i = begin; i < end; ++i) f(i);
 }
 
+// f(task, thread) for tasks of uneven cost: a thread takes the next one when it is free.
+template <class F>
+void parallel_tasks(int64_t tasks, int threads, F f) {
+  int64_t next = 0;
+  parallel_for(0, min(threads, tasks), threads, [&](int64_t thread) {
+    for (;;) {
+      int64_t task;
+#pragma omp atomic capture
+      task = next++;
+      if (task >= tasks) return;
+      f(task, thread);
+    }
+  });
+}
+
 }  // namespace esl::ESL_ISA

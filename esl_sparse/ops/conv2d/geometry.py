@@ -1,0 +1,87 @@
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from torch import Tensor
+
+from ...topology import BlockLayout
+
+
+class Geometry(NamedTuple):
+    """Where a convolution reads: input pixel of output ``(y, x)`` at tap ``(i, j)`` is
+    ``(y * stride - padding + i * dilation, ...)``; outside the input it is zero.
+
+    ``padding`` is that above and to the left; what is below and to the right follows from the output's size.
+    """
+
+    groups: int
+    H: int
+    W: int
+    Ho: int
+    Wo: int
+    kh: int
+    kw: int
+    stride_h: int
+    stride_w: int
+    padding_h: int
+    padding_w: int
+    dilation_h: int
+    dilation_w: int
+
+    @classmethod
+    def of(
+        cls,
+        size: tuple[int, int],
+        kernel_size: tuple[int, int],
+        stride: tuple[int, int] = (1, 1),
+        padding: tuple[int, int] | str = (0, 0),
+        dilation: tuple[int, int] = (1, 1),
+        groups: int = 1,
+    ) -> Geometry:
+        """For an input of ``size = (H, W)``; padding as in ``nn.Conv2d``: on both sides, ``"same"`` or ``"valid"``.
+
+        Raises:
+            RuntimeError: a kernel larger than the padded input, as ``nn.Conv2d`` does.
+        """
+        first, out = [], []
+        for n, k, s, d, p in zip(size, kernel_size, stride, dilation, _both(padding), strict=True):
+            reach = d * (k - 1)
+            before, both = (reach // 2, reach) if p is None else (p, 2 * p)
+            if n + both < reach + 1:
+                raise RuntimeError(
+                    f"x: expected a padded size of at least the kernel's {reach + 1}, got {n + both} (size {size}, "
+                    f"kernel_size {kernel_size}, padding {padding}, dilation {dilation})"
+                )
+            first.append(before)
+            out.append((n + both - reach - 1) // s + 1)
+        return cls(groups, *size, *out, *kernel_size, *stride, *first, *dilation)
+
+    @property
+    def taps(self) -> int:
+        return self.kh * self.kw
+
+
+def _both(padding: tuple[int, int] | str) -> tuple[int | None, int | None]:
+    """Padding of each dimension on both sides; None: as much as keeps the size."""
+    if padding == "same":
+        return None, None
+    if padding == "valid":
+        return 0, 0
+    assert isinstance(padding, tuple)
+    return padding
+
+
+def layout_of(out_channels: int, in_channels: int, geometry: Geometry, block: tuple[int, int]) -> BlockLayout:
+    """Blocks of a weight ``[out_channels, in_channels / groups, kh, kw]``: each tap and each group has its own."""
+    cols = geometry.taps * (in_channels // geometry.groups)
+    return BlockLayout(out_channels, cols, *block, geometry.groups, geometry.taps)
+
+
+def to_rows(weight: Tensor) -> Tensor:
+    """A convolution's dense weight ``[out, in, kh, kw]`` as the logical matrix ``[out, kh * kw * in]``."""
+    return weight.permute(0, 2, 3, 1).reshape(weight.shape[0], -1)
+
+
+def from_rows(rows: Tensor, kh: int, kw: int) -> Tensor:
+    """Undo :func:`to_rows`; contiguous."""
+    return rows.view(rows.shape[0], kh, kw, -1).permute(0, 3, 1, 2).contiguous()
