@@ -54,28 +54,34 @@ struct Columns {
 };
 
 // acc[i] += weight[r, inside + i] * source[r], over the rows r of some blocks of group g.
-template <int TN, int R>
+template <int TN, int R, int kStride>
 inline void add_blocks(const Columns& c, Columns::Range range, int64_t g, int64_t inside, const float* source,
                        f32x16 (&acc)[TN][R]) {
   const BlockSparse& w = c.p.w;
-  const int64_t first_block = g * c.blocks.row_blocks, size = w.bm * w.bn;
-  const float* const base = source + g * c.blocks.co * kWord;
+  const int64_t first_block = g * c.blocks.row_blocks, bm = w.bm, bn = w.bn, co = c.blocks.co;
+  const float* const base = source + g * co * kStride;
+  const auto add_row = [&](const float* v, const float* from) {
+    f32x16 x[R];
+    for (int j = 0; j < R; ++j) x[j] = load(from + j * kLanes);
+    for (int i = 0; i < TN; ++i) {
+      const f32x16 weight = set1(v[i]);
+      for (int j = 0; j < R; ++j) acc[i][j] = fmadd(x[j], weight, acc[i][j]);
+    }
+  };
   for (int64_t q = range.first; q < range.last; ++q) {
-    const int64_t row = (w.row_t[q] - first_block) * w.bm, n = min(w.bm, c.blocks.co - row);
-    const float* v = w.values + w.offset_t[q] * size + inside;
-    const float* from = base + row * kWord;
-    for (int64_t r = 0; r < n; ++r, v += w.bn, from += kWord) {
-      f32x16 x[R];
-      for (int j = 0; j < R; ++j) x[j] = load(from + j * kLanes);
-      for (int i = 0; i < TN; ++i) {
-        const f32x16 weight = set1(v[i]);
-        for (int j = 0; j < R; ++j) acc[i][j] = fmadd(x[j], weight, acc[i][j]);
-      }
+    const int64_t row = (w.row_t[q] - first_block) * bm;
+    const float* v = w.values + w.offset_t[q] * bm * bn + inside;
+    const float* from = base + row * kStride;
+    if (bm == 4 && row + 4 <= co) {
+      for (int r = 0; r < 4; ++r) add_row(v + r * bn, from + r * kStride);
+    } else {
+      const int64_t n = min(bm, co - row);
+      for (int64_t r = 0; r < n; ++r, v += bn, from += kStride) add_row(v, from);
     }
   }
 }
 
-// One source pixel through all blocks of one tap to one destination pixel, R vectors.
+// One source pixel [rows, R vectors] through all blocks of one tap to one destination pixel.
 template <int TN, int R>
 void scatter(const Columns& c, int64_t tap, const float* source, float* to) {
   const int64_t bn = c.p.w.bn;
@@ -89,7 +95,7 @@ void scatter(const Columns& c, int64_t tap, const float* source, float* to) {
         f32x16 acc[TN][R];
         for (int i = 0; i < TN; ++i)
           for (int j = 0; j < R; ++j) acc[i][j] = inside + i < valid ? load(out + i * kWord + j * kLanes) : zero();
-        add_blocks<TN, R>(c, range, g, inside, source, acc);
+        add_blocks<TN, R, R * kLanes>(c, range, g, inside, source, acc);
         for (int i = 0; i < TN; ++i)
           if (inside + i < valid)
             for (int j = 0; j < R; ++j) store(out + i * kWord + j * kLanes, acc[i][j]);
@@ -103,9 +109,10 @@ inline int64_t source_of(int64_t at, int64_t padding, int64_t i, int64_t dilatio
   return y >= 0 && y % stride == 0 && y / stride < size ? y / stride : -1;
 }
 
-// Vectors [q, q + R) of the input pixels [w0, w1) of row h.
+// Vectors [q, q + R) of the input pixels [w0, w1) of row h. A source pixel is copied to `pixel` [rows, R vectors]: read
+// from where it is, it took a third longer, for it shares its cache sets with the destinations.
 template <int TN, int R>
-void by_source(const Columns& c, int64_t g, int64_t h, int64_t w0, int64_t w1, int q) {
+void by_source(const Columns& c, int64_t g, int64_t h, int64_t w0, int64_t w1, int q, float* pixel) {
   const ConvShape& s = c.s;
   float* const to = c.p.grad_x + (g * s.H + h) * s.W * c.channels * kWord + q * kLanes;
   for (int64_t k = w0 * c.channels; k < w1 * c.channels; ++k)
@@ -117,9 +124,11 @@ void by_source(const Columns& c, int64_t g, int64_t h, int64_t w0, int64_t w1, i
     if (y < 0) continue;
     for (int64_t x = first; x <= last; ++x) {
       const float* source = c.p.grad + ((g * s.Ho + y) * s.Wo + x) * c.p.w.rows * kWord + q * kLanes;
+      for (int64_t k = 0; k < c.p.w.rows; ++k)
+        for (int j = 0; j < R; ++j) store(pixel + (k * R + j) * kLanes, load(source + k * kWord + j * kLanes));
       for (int64_t j = 0; j < s.kw; ++j) {
         const int64_t w = x * s.sw - s.pw + j * s.dw;
-        if (w >= w0 && w < w1) scatter<TN, R>(c, i * s.kw + j, source, to + w * c.channels * kWord);
+        if (w >= w0 && w < w1) scatter<TN, R>(c, i * s.kw + j, pixel, to + w * c.channels * kWord);
       }
     }
   }
@@ -145,7 +154,7 @@ void by_destination(const Columns& c, int64_t g, int64_t h, int64_t w, int q) {
             if (x < 0) continue;
             const float* source = c.p.grad + ((g * s.Ho + y) * s.Wo + x) * c.p.w.rows * kWord + q * kLanes;
             const Columns::Range range = c.range((i * s.kw + j) * c.blocks.col_blocks + cb, of);
-            add_blocks<TN, R>(c, range, of, inside, source, acc);
+            add_blocks<TN, R, kWord>(c, range, of, inside, source, acc);
           }
         }
         for (int i = 0; i < TN; ++i)
@@ -157,26 +166,27 @@ void by_destination(const Columns& c, int64_t g, int64_t h, int64_t w, int q) {
 }
 
 // Mean blocks of a column block and group from which destinations pass instead of sources (docs/decisions.md).
-constexpr double kStationary = 3;
+constexpr double kStationary = 2;
 constexpr int64_t kTileFloats = 1 << 16;  // of destinations that pass through L2 at a time: 256 KB
 
 template <int TN>
-void input_gradient(const Conv2dBackward& p, int threads) {
-  constexpr int R = kTileVectors == 4 ? 2 : 1;  // half the lanes of 256 channels are 32 KB
+void input_gradient(const Conv2dBackward& p, float* pixels, int threads) {
+  constexpr int R = kTileVectors;
   const Columns c(p);
   const ConvShape& s = p.shape;
   const int64_t groups = p.lanes.groups(), columns = s.kh * s.kw * c.blocks.col_blocks;
   const bool stationary = p.w.ccol[columns] >= kStationary * static_cast<double>(columns * s.groups);
   const int64_t width = stationary ? min(s.W, 1 + kTileFloats / (c.channels * R * kLanes)) : min(s.W, 8);
   const int64_t pieces = ceil_div(s.W, width);
-  parallel_tasks(groups * s.H * pieces, threads, [&](int64_t task, int64_t) {
+  parallel_tasks(groups * s.H * pieces, threads, [&](int64_t task, int64_t thread) {
+    float* const pixel = pixels + thread * p.w.rows * kWord;
     const int64_t g = task / pieces / s.H, h = task / pieces % s.H, w0 = task % pieces * width;
     const int64_t w1 = min(s.W, w0 + width), left = p.lanes.count() - g * kWord;
     const int quarters = static_cast<int>(left >= kWord ? 4 : ceil_div(left, kLanes));
     int q = 0;
     if (stationary) {
-      for (; q + R <= quarters; q += R) by_source<TN, R>(c, g, h, w0, w1, q);
-      for (; q < quarters; ++q) by_source<TN, 1>(c, g, h, w0, w1, q);
+      for (; q + R <= quarters; q += R) by_source<TN, R>(c, g, h, w0, w1, q, pixel);
+      for (; q < quarters; ++q) by_source<TN, 1>(c, g, h, w0, w1, q, pixel);
     } else {
       for (int64_t w = w0; w < w1; ++w) {
         for (q = 0; q + kTileVectors <= quarters; q += kTileVectors) by_destination<TN, kTileVectors>(c, g, h, w, q);
@@ -310,7 +320,8 @@ void value_gradient(const Conv2dBackward& p, const Source& source, const Place* 
     const int64_t last = min(row_blocks, (task + 1) * together);
     for (int64_t k = 0; k == 0 || k < runs.count(); ++k) {
       const Runs::Run run = runs.count() ? runs.run(k) : Runs::Run{};
-      for (int64_t rb = task * together; rb < last; ++rb)
+      for (int64_t rb = task * together; rb < last; ++rb) {
+        if (p.w.crow[rb] == p.w.crow[rb + 1] && !p.grad_bias) continue;
         for (int64_t inside = 0; inside < p.w.bm; inside += tm) {
           const int64_t row = blocks.first_row(rb, p.w.bm) + inside, rows = blocks.rows(rb, p.w.bm) - inside;
           for (int px = 0; px < run.n; ++px)
@@ -335,6 +346,7 @@ void value_gradient(const Conv2dBackward& p, const Source& source, const Place* 
           };
           with_tile(tm, tn, go);
         }
+      }
     }
   });
 }
@@ -342,7 +354,8 @@ void value_gradient(const Conv2dBackward& p, const Source& source, const Place* 
 struct Scratch {
   Place* places;
   char* image;
-  float* strips;
+  float* strips;  // one per thread
+  float* pixels;  // likewise
   int64_t bytes;
 
   Scratch(const Conv2dBackward& p, const Image& im, int threads) {
@@ -354,7 +367,9 @@ struct Scratch {
     places = reinterpret_cast<Place*>(at);
     image = at + place_bytes;
     strips = reinterpret_cast<float*>(image + image_bytes);
-    bytes = place_bytes + image_bytes + (sums ? int64_t{threads} * Runs::kPixels * 4 * kWord * 4 : 0);
+    const int64_t strip_bytes = sums ? int64_t{threads} * Runs::kPixels * 4 * kWord * 4 : 0;
+    pixels = reinterpret_cast<float*>(image + image_bytes + strip_bytes);
+    bytes = place_bytes + image_bytes + strip_bytes + (p.grad_x ? threads * p.w.rows * kWord * 4 : 0);
   }
 };
 
@@ -368,19 +383,19 @@ int64_t conv2d_backward_scratch(const Conv2dBackward& p) { return Scratch(p, ima
 
 void conv2d_backward(const Conv2dBackward& p) {
   const int threads = useful_threads(p);
+  const Image image = image_of(p);
+  const Scratch s(p, image, threads);
   if (p.grad_x) {
     if (p.w.bn >= 4)
-      input_gradient<4>(p, threads);
+      input_gradient<4>(p, s.pixels, threads);
     else if (p.w.bn == 2)
-      input_gradient<2>(p, threads);
+      input_gradient<2>(p, s.pixels, threads);
     else
-      input_gradient<1>(p, threads);
+      input_gradient<1>(p, s.pixels, threads);
   }
   if (!p.grad_values && !p.grad_bias) return;
 
-  const Image image = image_of(p);
   const Runs runs(p.shape, image, p.lanes);
-  const Scratch s(p, image, threads);
   const char* source = p.words ? reinterpret_cast<const char*>(p.words) : reinterpret_cast<const char*>(p.x);
   if (p.grad_values) {
     make_places(p.w, p.shape, image, s.places, threads);
