@@ -344,9 +344,9 @@ def to_blocks(dense: Tensor, layout: BlockLayout) -> Tensor:
     if tuple(dense.shape) != (layout.rows, layout.cols):
         raise ValueError(f"dense: expected shape {(layout.rows, layout.cols)}, got {tuple(dense.shape)}")
     rows, cols = layout.rows // layout.groups, layout.cols // layout.taps
-    padding = (0, layout.col_blocks // layout.taps * layout.bn - cols, 0, 0, 0)
-    padding += (layout.row_blocks // layout.groups * layout.bm - rows,)
+    right = layout.col_blocks // layout.taps * layout.bn - cols
+    below = layout.row_blocks // layout.groups * layout.bm - rows
     parts = dense.reshape(layout.groups, rows, layout.taps, cols)
-    if any(padding):
-        parts = torch.nn.functional.pad(parts, padding)
+    if right or below:
+        parts = torch.nn.functional.pad(parts, (0, right, 0, 0, 0, below))
     return parts.reshape(layout.row_blocks, layout.bm, layout.col_blocks, layout.bn)

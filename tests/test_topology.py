@@ -151,13 +151,10 @@ def test_dense_and_back(layout):
     np.testing.assert_array_equal(gathered, oracle.blocks(full.numpy(), ids, (layout.bm, layout.bn)))
 
 
-def test_dense_of_another_shape_or_kind():
+def test_dense_of_another_shape():
     topology = BlockTopology.from_block_ids(torch.arange(2), BlockLayout(8, 8, 4, 4))
     with pytest.raises(ValueError, match=r"dense: expected shape \(8, 8\), got \(8, 7\)"):
         topology.gather_dense(torch.zeros(8, 7))
-    conv = BlockTopology.from_block_ids(torch.arange(2), LAYOUTS["grouped convolution"])
-    with pytest.raises(ValueError, match="belongs to a convolution"):
-        conv.to_dense(torch.zeros(2, 4, 2))
 
 
 @pytest.mark.parametrize(

@@ -1,19 +1,13 @@
-from .op import (
-    Geometry,
-    conv2d,
-    conv2d_backward_op,
-    conv2d_grad_values,
-    conv2d_op,
-    conv2d_packed,
-    layout_of,
-)
+from .geometry import Geometry, from_rows, layout_of, to_rows
+from .op import conv2d, conv2d_grad_values, conv2d_packed, conv2d_panels
 
 __all__ = [
     "Geometry",
     "conv2d",
-    "conv2d_backward_op",
     "conv2d_grad_values",
-    "conv2d_op",
     "conv2d_packed",
+    "conv2d_panels",
+    "from_rows",
     "layout_of",
+    "to_rows",
 ]

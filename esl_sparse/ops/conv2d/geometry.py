@@ -41,20 +41,27 @@ class Geometry(NamedTuple):
         """For an input of ``size = (H, W)``; padding as in ``nn.Conv2d``: on both sides, ``"same"`` or ``"valid"``.
 
         Raises:
-            RuntimeError: a kernel larger than the padded input, as ``nn.Conv2d`` does.
+            ValueError: a kernel larger than the padded input, a stride or dilation below 1, negative padding.
         """
-        first, out = [], []
+        for name, pair in (("stride", stride), ("dilation", dilation)):
+            if min(pair) < 1:
+                raise ValueError(f"{name}: expected at least 1, got {pair}")
+        first: list[int] = []
+        out: list[int] = []
         for n, k, s, d, p in zip(size, kernel_size, stride, dilation, _both(padding), strict=True):
             reach = d * (k - 1)
             before, both = (reach // 2, reach) if p is None else (p, 2 * p)
+            if before < 0:
+                raise ValueError(f"padding: expected at least 0, got {padding}")
             if n + both < reach + 1:
-                raise RuntimeError(
+                raise ValueError(
                     f"x: expected a padded size of at least the kernel's {reach + 1}, got {n + both} (size {size}, "
                     f"kernel_size {kernel_size}, padding {padding}, dilation {dilation})"
                 )
             first.append(before)
             out.append((n + both - reach - 1) // s + 1)
-        return cls(groups, *size, *out, *kernel_size, *stride, *first, *dilation)
+        (top, left), (Ho, Wo) = first, out
+        return cls(groups, *size, Ho, Wo, *kernel_size, *stride, top, left, *dilation)
 
     @property
     def taps(self) -> int:
@@ -71,10 +78,11 @@ def _both(padding: tuple[int, int] | str) -> tuple[int | None, int | None]:
     return padding
 
 
-def layout_of(out_channels: int, in_channels: int, geometry: Geometry, block: tuple[int, int]) -> BlockLayout:
+def layout_of(
+    out_channels: int, in_channels: int, taps: int, groups: int, block: tuple[int, int]
+) -> BlockLayout:
     """Blocks of a weight ``[out_channels, in_channels / groups, kh, kw]``: each tap and each group has its own."""
-    cols = geometry.taps * (in_channels // geometry.groups)
-    return BlockLayout(out_channels, cols, *block, geometry.groups, geometry.taps)
+    return BlockLayout(out_channels, taps * (in_channels // groups), *block, groups, taps)
 
 
 def to_rows(weight: Tensor) -> Tensor:

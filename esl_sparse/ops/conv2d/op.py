@@ -6,7 +6,7 @@ change the layout on the way in and out; what backward keeps is the bits, or the
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,23 +18,20 @@ from .._library import NoDoubleBackward, apply, define, differentiable_backward,
 from ..pack import reference as pack_reference
 from ..pack.op import from_panels_op, pack_op, to_panels_op
 from . import native, reference
-from .geometry import Geometry, layout_of
-
-__all__ = ["Geometry", "conv2d", "conv2d_backward_op", "conv2d_grad_values", "conv2d_op", "conv2d_packed", "layout_of"]
+from .geometry import Geometry
 
 
 def _topology(values: Tensor, index: tuple[Tensor, ...], g: Geometry, rows: int, cols: int) -> BlockTopology:
-    return BlockTopology(BlockLayout(rows, cols, *values.shape[1:], g.groups, g.taps), *index)
+    bm, bn = values.shape[1:]
+    return BlockTopology(BlockLayout(rows, cols, bm, bn, g.groups, g.taps), *index)
 
 
 def _feature_map(x: Tensor, T: int, B: int, scale: float, dtype: torch.dtype) -> Tensor:
     """Words or panels as ``[T * B, C, H, W]``."""
     H, W, C = x.shape[-3:] if x.dtype == torch.int64 else x.shape[-4:-1]
-    if x.dtype == torch.int64:
-        x = pack_reference.unpack(x, T, B, scale, dtype)
-    else:
-        x = pack_reference.from_panels(x, T, B)
-    return x.view(T * B, C, H, W)
+    words = x.dtype == torch.int64
+    maps = pack_reference.unpack(x, T, B, scale, dtype) if words else pack_reference.from_panels(x, T, B)
+    return maps.view(T * B, C, H, W)
 
 
 def _forward(
@@ -167,7 +164,7 @@ class _Conv2d(torch.autograd.Function):
             return (None,) * 10
         need_carrier, need_x, need_values, need_bias = ctx.needs_input_grad[:4]
         needs = (need_carrier or need_x) | need_values << 1 | need_bias << 2
-        run = _Conv2dBackward.apply if differentiable_backward() else _Conv2dBackward.forward
+        run: Any = _Conv2dBackward.apply if differentiable_backward() else _Conv2dBackward.forward
         grad_x, grad_values, grad_bias = run(grad, *ctx.saved_tensors, ctx.call, ctx.x_panels, needs)
         return (
             grad_x if need_carrier else None,
@@ -178,8 +175,49 @@ class _Conv2d(torch.autograd.Function):
         )
 
 
+class _Conv2dPanels(torch.autograd.Function):
+    """From words (or float panels, which then are the carrier) to panels."""
+
+    @staticmethod
+    def forward(carrier, words, values, bias, crow, col, ccol, row_t, offset_t, call, want_stats):
+        source = carrier if words is None else words
+        return conv2d_op(source, values, bias, crow, col, ccol, row_t, offset_t, *call, want_stats)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        carrier, words, values, _, crow, col, ccol, row_t, offset_t, call, _ = inputs
+        ctx.mark_non_differentiable(output[1])
+        ctx.set_materialize_grads(False)
+        ctx.call = call
+        source = carrier if words is None else words
+        ctx.save_for_backward(source, values, crow, col, ccol, row_t, offset_t)
+
+    @staticmethod
+    def backward(ctx, grad, _):
+        if grad is None:
+            return (None,) * 11
+        need_carrier, _, need_values, need_bias = ctx.needs_input_grad[:4]
+        needs = need_carrier | need_values << 1 | need_bias << 2
+        run = _Conv2dPanelsBackward.apply if differentiable_backward() else conv2d_backward_op
+        grads = run(grad, *ctx.saved_tensors, *ctx.call, needs)
+        asked = (need_carrier, need_values, need_bias)
+        grad_x, grad_values, grad_bias = (g if a else None for g, a in zip(grads, asked, strict=True))
+        return (grad_x, None, grad_values, grad_bias, *(None,) * 7)
+
+
+class _Conv2dPanelsBackward(NoDoubleBackward):
+    @staticmethod
+    def forward(*args):
+        return conv2d_backward_op(*args)
+
+
 def check_weight(
-    topology: BlockTopology, values: Tensor, bias: Tensor | None, channels: int, g: Geometry, device: torch.device
+    topology: BlockTopology,
+    values: Tensor,
+    bias: Tensor | None,
+    channels: int,
+    g: Geometry,
+    device: torch.device,
 ) -> None:
     """Raise ``ValueError`` unless values and bias belong to this topology, and this to an input of these channels."""
     lay = topology.layout
@@ -195,10 +233,11 @@ def check_weight(
     for name, tensor in (("values", values), ("topology", topology.col_indices)):
         if tensor.device != device:
             raise ValueError(f"{name}: expected on the input's device {device}, got {tensor.device}")
-    if bias is not None and (bias.shape != (lay.rows,) or bias.dtype != values.dtype or bias.device != device):
-        raise ValueError(
-            f"bias: expected {values.dtype} [{lay.rows}] on {device}, got {bias.dtype} {list(bias.shape)} on {bias.device}"
-        )
+    if bias is not None and (
+        bias.shape != (lay.rows,) or bias.dtype != values.dtype or bias.device != device
+    ):
+        got = f"{bias.dtype} {list(bias.shape)} on {bias.device}"
+        raise ValueError(f"bias: expected {values.dtype} [{lay.rows}] on {device}, got {got}")
 
 
 def conv2d(
@@ -257,6 +296,25 @@ def conv2d_packed(
     return y.view(x.T, x.B, *y.shape[1:])
 
 
+def conv2d_panels(
+    x: PackedSpikes,
+    values: Tensor,
+    bias: Tensor | None,
+    topology: BlockTopology,
+    geometry: Geometry,
+    want_stats: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """As :func:`conv2d_packed`, but to current panels ``[G, Ho, Wo, out_channels, 64]``.
+
+    Padding lanes of the panels are undefined. With ``want_stats`` also float64 ``[2, out_channels]``, mean and biased
+    variance over all pixels, samples and steps; not differentiable.
+    """
+    check_weight(topology, values, bias, x.words.shape[-1], geometry, x.words.device)
+    lay = topology.layout
+    call = Call(geometry, lay.rows, lay.cols, x.T, x.B, x.planes, x.scale)
+    return apply(_Conv2dPanels, x.carrier, x.words, values, bias, *topology.index_tensors(), call, want_stats)
+
+
 def conv2d_grad_values(
     x: PackedSpikes | Tensor, grad: Tensor, topology: BlockTopology, geometry: Geometry, lanes: Lanes
 ) -> Tensor:
@@ -271,7 +329,9 @@ def conv2d_grad_values(
     """
     lay = topology.layout
     dtype = torch.float64 if grad.dtype == torch.float64 else torch.float32
-    like = torch.empty(topology.nnzb, lay.bm, lay.bn, dtype=dtype, device=grad.device)  # only its shape is used
+    like = torch.empty(
+        topology.nnzb, lay.bm, lay.bn, dtype=dtype, device=grad.device
+    )  # only its shape is used
     if isinstance(x, PackedSpikes):
         source, planes, scale = x.words, x.planes, x.scale
     else:
