@@ -19,6 +19,8 @@ inline Dtype dtype(bool bf16) { return bf16 ? Dtype::bf16 : Dtype::f32; }
 void bind_pack(py::module_& m);
 void bind_linear(py::module_& m);
 void bind_lif(py::module_& m);
+void bind_norm_lif(py::module_& m);
+void bind_panel_stats(py::module_& m);
 void bind_block_score(py::module_& m);
 void bind_select(py::module_& m);
 void bind_transpose_index(py::module_& m);
