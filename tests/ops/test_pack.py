@@ -84,6 +84,16 @@ def test_gradients_are_changes_of_layout(backend, shape):
     np.testing.assert_array_equal(grad_carrier, oracle.to_panels(rows))
 
 
+@pytest.mark.parametrize("shape", [(2, 40, 70), (2, 40, 17, 3, 5)])
+def test_bfloat16_panels(backend, shape):
+    rows = torch.randn(shape).bfloat16()
+    panels = raw.to_panels(rows)
+    assert panels.dtype == torch.bfloat16
+    five = (*shape, 1, 1)[:5]
+    np.testing.assert_array_equal(panels.float(), oracle.to_panels(rows.float().view(five).numpy()))
+    assert torch.equal(raw.from_panels(panels, *shape[:2]), rows)
+
+
 @pytest.mark.parametrize("layout", ["transposed", "sliced", "expanded"])
 def test_strides_do_not_matter(backend, layout):
     x = torch.tensor(random_levels((3, 9, 12), 2), dtype=torch.float32)

@@ -80,6 +80,7 @@ def to_panels(x: Tensor) -> Tensor:
 
 def from_panels(panels: Tensor, T: int, B: int) -> Tensor:
     _, H, W, C, _ = panels.shape
-    x = _empty_rows(T, B, H, W, C, torch.float32)
-    lib().from_panels(panels.float().data_ptr(), x.data_ptr(), False, T, B, C, H * W, torch.get_num_threads())
-    return x.to(panels.dtype)
+    dtype, panels = panels.dtype, panels.float()  # kept in a name: the kernel reads it by its address
+    x = _empty_rows(T, B, H, W, C, dtype)
+    lib().from_panels(panels.data_ptr(), x.data_ptr(), _bf16(dtype), T, B, C, H * W, torch.get_num_threads())
+    return x
