@@ -48,6 +48,7 @@ inline f32x16 add_where(f32x16 a, const uint16_t* bits, f32x16 b) {  // loads st
 inline f32x16 keep_where(uint16_t bits, f32x16 a) { return {_mm512_maskz_mov_ps(static_cast<__mmask16>(bits), a.v)}; }
 inline uint16_t equals(f32x16 a, f32x16 b) { return _mm512_cmp_ps_mask(a.v, b.v, _CMP_EQ_OQ); }
 inline uint16_t greater(f32x16 a, f32x16 b) { return _mm512_cmp_ps_mask(a.v, b.v, _CMP_GT_OQ); }
+inline uint16_t at_least(f32x16 a, f32x16 b) { return _mm512_cmp_ps_mask(a.v, b.v, _CMP_GE_OQ); }
 inline float sum(f32x16 a) { return _mm512_reduce_add_ps(a.v); }
 
 #elif defined(ESL_ISA_AVX2)
@@ -91,6 +92,11 @@ inline uint16_t equals(f32x16 x, f32x16 y) {
 inline uint16_t greater(f32x16 x, f32x16 y) {
   const int a = _mm256_movemask_ps(_mm256_cmp_ps(x.a, y.a, _CMP_GT_OQ));
   const int b = _mm256_movemask_ps(_mm256_cmp_ps(x.b, y.b, _CMP_GT_OQ));
+  return static_cast<uint16_t>(a | b << 8);
+}
+inline uint16_t at_least(f32x16 x, f32x16 y) {
+  const int a = _mm256_movemask_ps(_mm256_cmp_ps(x.a, y.a, _CMP_GE_OQ));
+  const int b = _mm256_movemask_ps(_mm256_cmp_ps(x.b, y.b, _CMP_GE_OQ));
   return static_cast<uint16_t>(a | b << 8);
 }
 inline float sum(f32x16 x) {
@@ -138,6 +144,11 @@ inline uint16_t equals(f32x16 x, f32x16 y) {
 inline uint16_t greater(f32x16 x, f32x16 y) {
   unsigned bits = 0;
   for (int i = 0; i < 16; ++i) bits |= static_cast<unsigned>(x.v[i] > y.v[i]) << i;
+  return static_cast<uint16_t>(bits);
+}
+inline uint16_t at_least(f32x16 x, f32x16 y) {
+  unsigned bits = 0;
+  for (int i = 0; i < 16; ++i) bits |= static_cast<unsigned>(x.v[i] >= y.v[i]) << i;
   return static_cast<uint16_t>(bits);
 }
 inline float sum(f32x16 x) {
