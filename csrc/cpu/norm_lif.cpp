@@ -6,8 +6,8 @@
 
 #include <cstring>
 
+#include "esl/panel_tiles.h"
 #include "esl/surrogate.h"
-#include "esl/tiles.h"
 
 namespace esl::ESL_ISA {
 namespace {

@@ -2,8 +2,8 @@
 // and these means and squares combined in double (Chan, Golub, LeVeque 1979): nothing cancels however large the mean.
 #include "esl/panel_stats.h"
 
+#include "esl/panel_tiles.h"
 #include "esl/simd.h"
-#include "esl/tiles.h"
 
 namespace esl::ESL_ISA {
 namespace {
