@@ -52,7 +52,7 @@ def test_data_dir(home, below, packed):
     assert dataset.source == str(folder)
     assert (len(dataset.train), len(dataset.test), dataset.features) == (20, 10, 16)
     images, labels = dataset.train[:3]
-    assert images.shape == (3, 16)
+    assert images.shape == (3, 1, 4, 4)
     assert images.unique().tolist() == [1.0]
     assert labels.tolist() == [0, 1, 2]
 
