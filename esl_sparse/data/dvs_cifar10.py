@@ -1,6 +1,6 @@
 """CIFAR10-DVS (Li et al. 2017): 10,000 recordings of CIFAR-10 images that move in front of an event camera.
 
-Decoding them takes minutes, so it is done once for each T and size, and kept as bits in the user's cache.
+Decoding means to read gigabytes, so it is done once for each T and size: frames are kept as bits in the user's cache.
 """
 
 from __future__ import annotations
@@ -162,7 +162,7 @@ def _frames(path: Path, T: int, size: int) -> np.ndarray:
         raise DataError(f"{path} is truncated: expected events for {T} frames, found {len(events.t)} events.")
     try:
         return events_to_frames(*events, T=T, size=size)
-    except ValueError as error:
+    except (TypeError, ValueError) as error:
         raise DataError(f"{path} does not fit: {error}.") from None
 
 

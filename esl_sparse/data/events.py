@@ -69,10 +69,7 @@ def events_to_frames(
     """T frames of equally many successive events: where was there any, by polarity?
 
     As TET's authors do, frames are made at the sensor's resolution from N // T events each (the last N % T are left
-    out), marked where there was an event however many there were, and then resized. They resize to grey values
-    (bilinear); here each pixel takes the value of the nearest one, so that frames stay one bit. It keeps the
-    density: a pixel that is set wherever any pixel of its area is would be set nearly everywhere, since a slice of
-    CIFAR10-DVS has some 20,000 events for 32,768 places, and 7 places become one.
+    out), marked where there was an event however many there were, and then resized by `resized`.
 
     Args:
         t, x, y, p: `[N]` integers: time, column, row, polarity (0 or 1). Sorted by `t` if they are not.
@@ -82,13 +79,17 @@ def events_to_frames(
         bool `[T, 2, size, size]`
 
     Raises:
-        ValueError: the arrays differ in length, or a coordinate lies outside the sensor.
+        ValueError: T or size is not positive, the arrays differ in length, or a coordinate lies outside the sensor.
+        TypeError: an array does not hold integers.
     """
+    for name, number in (("T", T), ("size", size)):
+        if number < 1:
+            raise ValueError(f"{name}: expected at least 1, got {number}")
     for name, values, end in (("t", t, None), ("x", x, sensor), ("y", y, sensor), ("p", p, 2)):
         if values.shape != (len(t),):
             raise ValueError(f"{name}: expected an array of {len(t):,} numbers, got shape {values.shape}")
         if not np.issubdtype(values.dtype, np.integer) and values.dtype != np.bool_:
-            raise ValueError(f"{name}: expected integers, got {values.dtype}")
+            raise TypeError(f"{name}: expected integers, got {values.dtype}")
         if end is not None and len(t) and not (values.min() >= 0 and values.max() < end):
             raise ValueError(f"{name}: expected 0 to {end - 1}, got {values.min()} to {values.max()}")
     each = len(t) // T
@@ -96,10 +97,26 @@ def events_to_frames(
     order = slice(T * each) if np.all(t[:-1] <= t[1:]) else np.argsort(t, kind="stable")[: T * each]
     frames = np.zeros((T, 2, sensor, sensor), np.bool_)
     frames[frame, p[order].astype(np.intp), y[order], x[order]] = True
-    nearest = (
-        (2 * np.arange(size) + 1) * sensor // (2 * size)
-    )  # the sensor pixel that holds the pixel's centre
-    return frames[:, :, nearest[:, None], nearest]
+    return resized(frames, size)
+
+
+def resized(frames: np.ndarray, size: int) -> np.ndarray:
+    """Bool frames `[..., n, n]` as bool frames `[..., size, size]` that are about as full.
+
+    TET's authors resize by interpolation, to grey values; here frames stay one bit. Set are the pixels with the
+    largest share of their area set, as many as the frame's density asks for, and those with the same share as the
+    last of them. (All pixels with any share would be nearly all: a slice of CIFAR10-DVS has some 20,000 events for
+    32,768 places, and 7 places become one. The value at each pixel's centre would be one noisy place of the 7.)
+    """
+    n = frames.shape[-1]
+    edge, place = np.arange(size)[:, None] * n, np.arange(n) * size  # on a grid that both resolutions divide
+    overlap = np.minimum(edge + n, place + size) - np.maximum(edge, place)
+    overlap = overlap.clip(min=0).astype(np.float32)
+    share = overlap @ frames.astype(np.float32) @ overlap.T  # whole numbers up to n * n: exact
+    wanted = -(-frames.sum((-2, -1)) * size * size // (n * n))
+    ranked = np.sort(share.reshape(*wanted.shape, -1), axis=-1)
+    last = np.take_along_axis(ranked, size * size - np.maximum(wanted, 1)[..., None], axis=-1)[..., None]
+    return share >= np.maximum(last, 1)
 
 
 def pack_frames(frames: np.ndarray) -> np.ndarray:

@@ -20,7 +20,7 @@ from .mnist import IdxFiles, read_idx_files
 
 _SIDE = 28  # images are never shown smaller than this, unless the sensor is
 # A pixel fires where brightness + dark current changes by half: log contrast .41. Chosen on Fashion-MNIST, where
-# frames are then sparse (17 % of places at T=4, 28x28; 9 % at T=10, 48x48) and still show shape and texture.
+# frames are then sparse (17 % of places at T=4, 28x28; 8 % at T=10, 48x48) and still show shape and texture.
 _DARK = 24
 
 

@@ -3,10 +3,9 @@ import struct
 import numpy as np
 import pytest
 import torch
-from torch.nn import functional as F
 
 from esl_sparse.data import DataError
-from esl_sparse.data.events import PackedFrames, events_to_frames, pack_frames, read_aedat, read_npz
+from esl_sparse.data.events import PackedFrames, events_to_frames, pack_frames, read_aedat, read_npz, resized
 
 from .event_files import HEADER, aedat_bytes, random_events
 
@@ -106,19 +105,35 @@ def test_frames_by_hand():
     np.testing.assert_array_equal(again, expected)
 
 
-@pytest.mark.parametrize(
-    ("n", "T", "size"), [(5000, 10, 48), (997, 7, 31), (64, 1, 128), (3, 5, 48), (0, 2, 16)]
-)
-def test_frames_of_random_events(n, T, size):
-    """Against a loop over events, and torch's resizing to the nearest."""
+@pytest.mark.parametrize(("n", "T"), [(5000, 10), (997, 7), (64, 1), (3, 5), (0, 2)])
+def test_frames_of_random_events(n, T):
+    """Against a loop over events."""
     t, x, y, p = random_events(n, n)
-    frames = torch.zeros(T, 2, 128, 128)
+    expected = np.zeros((T, 2, 128, 128), bool)
     for i in range(n // T * T):
-        frames[i // (n // T), p[i], y[i], x[i]] = 1
-    expected = F.interpolate(frames, (size, size), mode="nearest-exact")
-    found = events_to_frames(t, x, y, p, T=T, size=size)
+        expected[i // (n // T), p[i], y[i], x[i]] = True
+    found = events_to_frames(t, x, y, p, T=T, size=128)
     assert found.dtype == np.bool_
-    np.testing.assert_array_equal(found, expected.bool().numpy())
+    np.testing.assert_array_equal(found, expected)
+    np.testing.assert_array_equal(events_to_frames(t, x, y, p, T=T, size=48), resized(expected, 48))
+
+
+@pytest.mark.parametrize(("n", "size"), [(16, 6), (8, 5), (3, 5), (9, 3), (7, 7), (5, 1)])
+@pytest.mark.parametrize("density", [0, 0.02, 0.3, 0.8, 1])
+def test_resized_frames_set_what_has_the_largest_share(n, size, density):
+    frames = np.random.default_rng(0).random((50, 2, n, n)) < density
+    found = resized(frames, size)
+    assert found.dtype == np.bool_ and found.shape == (50, 2, size, size)
+    fine = frames.repeat(size, -1).repeat(size, -2)  # both resolutions divide it
+    share = fine.reshape(50, 2, size, n, size, n).sum((3, 5))
+    assert (share[found] > 0).all()
+    for places, chosen, count in zip(
+        share.reshape(100, -1), found.reshape(100, -1), frames.sum((-2, -1)).flat, strict=True
+    ):
+        wanted = -(-int(count) * size * size // (n * n))
+        least = places[chosen].min(initial=n * n + 1)
+        assert (places[~chosen] < least).all()  # with all that share alike
+        assert (places > least).sum() < wanted <= chosen.sum() if count else not chosen.any()
 
 
 @pytest.mark.parametrize(
@@ -140,8 +155,10 @@ def test_arrays_that_do_not_fit():
     t, x, y, p = random_events(0)
     with pytest.raises(ValueError, match=r"y: expected an array of 60 numbers, got shape \(59,\)"):
         events_to_frames(t, x, y[1:], p, T=4, size=32)
-    with pytest.raises(ValueError, match="x: expected integers, got float64"):
+    with pytest.raises(TypeError, match="x: expected integers, got float64"):
         events_to_frames(t, x / 2, y, p, T=4, size=32)
+    with pytest.raises(ValueError, match="T: expected at least 1, got 0"):
+        events_to_frames(t, x, y, p, T=0, size=32)
 
 
 @pytest.mark.parametrize("shape", [(10, 2, 48, 48), (3, 2, 5, 7), (1, 2, 1, 1)])

@@ -56,6 +56,15 @@ def test_the_path_is_whole_loops_of_diagonal_steps(T, size, radius, loops):
     assert shown_side(size) == size or shown_side(size) + 2 * radius < size
 
 
+def test_every_change_of_brightness():
+    """Rows of two values by turns: each step takes a pixel from one to the other, and the next one back."""
+    low, high = torch.triu_indices(256, 256)
+    images = torch.stack([low, high, low, high, low], 1).to(torch.uint8)[:, :, None].expand(-1, 5, 5)
+    middle = MovingImages(4, 5)(images)[..., 2, 2]
+    fires = 2 * (high + 24) > 3 * (low + 24)
+    assert middle.bool().equal(fires[:, None, None].expand(-1, 4, 2))
+
+
 def test_a_bright_dot():
     """Frame 0 sees it go up and to the right by two: brighter where it comes, darker where it was."""
     image = torch.zeros(1, 36, 36, dtype=torch.uint8)
