@@ -105,8 +105,8 @@ def resized(frames: np.ndarray, size: int) -> np.ndarray:
 
     TET's authors resize by interpolation, to grey values; here frames stay one bit. Set are the pixels with the
     largest share of their area set, as many as the frame's density asks for, and those with the same share as the
-    last of them. (All pixels with any share would be nearly all: a slice of CIFAR10-DVS has some 20,000 events for
-    32,768 places, and 7 places become one. The value at each pixel's centre would be one noisy place of the 7.)
+    last of them. From 128 to 48 pixels 7 places become one: all pixels with any share would be nearly all, and the
+    value at each pixel's centre would be one noisy place of the 7.
     """
     n = frames.shape[-1]
     edge, place = np.arange(size)[:, None] * n, np.arange(n) * size  # on a grid that both resolutions divide

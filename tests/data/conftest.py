@@ -2,7 +2,7 @@ from urllib.error import URLError
 
 import pytest
 
-from esl_sparse.data import download
+from esl_sparse.data import download, search
 
 
 def offline(url, timeout):
@@ -18,4 +18,5 @@ def home(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.delenv("ESL_SPARSE_DATA", raising=False)
     monkeypatch.setattr(download, "urlopen", offline)
+    monkeypatch.setattr(search, "_ROOTS", [root for root in search._ROOTS if not root.is_absolute()])
     return tmp_path
