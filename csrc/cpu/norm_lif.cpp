@@ -17,7 +17,7 @@ constexpr int64_t kFewSteps = 32;  // whose potentials fit on the stack
 // Where a lane of a unit stands.
 struct Place {
   int64_t word, bit;
-  Place(const PanelShape& s, int64_t unit, int64_t lane) : word((lane >> 6) * s.units() + unit), bit(lane & 63) {}
+  Place(int64_t units, int64_t unit, int64_t lane) : word((lane >> 6) * units + unit), bit(lane & 63) {}
   int64_t panel() const { return word * kWord + bit; }
 };
 
@@ -57,7 +57,7 @@ struct Affine {
 };
 
 template <int N>
-inline f32x16 total(const NormLifInput& in, const Affine& norm, const Place& at) {
+ESL_INLINE f32x16 total(const NormLifInput& in, const Affine& norm, const Place& at) {
   f32x16 x = norm.a[0] * load_lanes<N>(in.current[0].panel + at.panel()) + norm.b[0];
   if (in.current[1].panel) x = x + (norm.a[1] * load_lanes<N>(in.current[1].panel + at.panel()) + norm.b[1]);
   if (!in.planes) return x;
@@ -75,24 +75,26 @@ inline f32x16 after_reset(f32x16 u, uint16_t spikes, const LifNeuron& n) {
 }
 inline f32x16 start(const LifNeuron& n) { return set1(n.hard_reset ? n.v_reset : 0.f); }
 
+// Parameters are copied where work begins, here and below: what is stored could change those behind a reference, so the
+// compiler would load them again after each store.
 template <int N, bool Hard>
-void forward(const NormLifForward& p) {
-  const NormLifInput& in = p.in;
-  const PanelShape& s = in.shape;
-  const int64_t T = s.lanes.T, padded = s.lanes.padded(), lanes = s.lanes.count();
-  const f32x16 tau = set1(in.neuron.tau), threshold = set1(in.neuron.v_threshold);
-  parallel_for(0, tiles(s), threads_for(s, in.threads), [&](int64_t index) {
-    const Tile tile(s, index);
+void forward(const NormLifForward& params) {
+  parallel_for(0, tiles(params.in.shape), threads_for(params.in.shape, params.in.threads), [&](int64_t index) {
+    const NormLifForward p = params;
+    const NormLifInput& in = p.in;
+    const int64_t T = in.shape.lanes.T, padded = in.shape.lanes.padded(), lanes = T * padded, units = in.shape.units();
+    const f32x16 tau = set1(in.neuron.tau), threshold = set1(in.neuron.v_threshold);
+    const Tile tile(in.shape, index);
     for (int64_t pixel = tile.pixel; pixel < tile.last_pixel; ++pixel)
       for (int64_t c = tile.channel; c < tile.last_channel; ++c) {
-        const int64_t unit = pixel * s.channels + c;
+        const int64_t unit = pixel * in.shape.channels + c;
         const Affine norm(in, c);
-        if (lanes % kWord) p.words[Place(s, unit, lanes).word] = 0;
+        if (lanes % kWord) p.words[Place(units, unit, lanes).word] = 0;
         for (int64_t b = 0; b < padded; b += N) {
-          const uint16_t valid = valid_samples<N>(s.lanes, b);
+          const uint16_t valid = valid_samples<N>(in.shape.lanes, b);
           f32x16 v = start(in.neuron);
           for (int64_t t = 0; t < T; ++t) {
-            const Place at(s, unit, t * padded + b);
+            const Place at(units, unit, t * padded + b);
             const f32x16 u = tau * v + total<N>(in, norm, at);
             const uint16_t spikes = greater(u, threshold) & valid;
             store_bits<N>(p.words, at, spikes);
@@ -140,7 +142,7 @@ struct Coefficients : Affine {
 
 // Write the gradients that follow from g at N lanes of the panels; padding lanes get zero.
 template <int N>
-inline void finish(const NormLifBackward& p, const Coefficients& k, int64_t at, uint16_t valid, f32x16 g) {
+ESL_INLINE void finish(const NormLifBackward& p, const Coefficients& k, int64_t at, uint16_t valid, f32x16 g) {
   for (int i = 0; i < 2; ++i) {
     const NormGradient& norm = p.norm[i];
     if (!norm.grad_current) continue;
@@ -150,49 +152,67 @@ inline void finish(const NormLifBackward& p, const Coefficients& k, int64_t at, 
   }
 }
 
-// The first pass: back through time. Sums of a tile stay in vectors.
+// Sums of one tile, in vectors.
+struct TileSums {
+  f32x16 g[kTileChannels], gx[2][kTileChannels], tau;
+
+  TileSums() : tau(zero()) {
+    for (int64_t c = 0; c < kTileChannels; ++c) g[c] = gx[0][c] = gx[1][c] = zero();
+  }
+};
+
+// The first pass: back through time.
 template <Surrogate kind, int N, bool Hard>
 struct ThroughTime {
-  const NormLifBackward& p;
-  const PanelShape& s = p.in.shape;
-  const LifNeuron& n = p.in.neuron;
-  const PanelShape pooled{s.lanes, s.height / p.pool, s.width / p.pool, s.channels};
-  const int64_t T = s.lanes.T, padded = s.lanes.padded(), lanes = s.lanes.count();
-  float* const whole = kept_g(p);
-  const bool sums_of[2] = {through_stats(p.norm[0]) || p.norm[0].grad_gamma,
-                           through_stats(p.norm[1]) || p.norm[1].grad_gamma};
+  const NormLifBackward p;
+  const NormLifInput in;
+  const LifNeuron n;
+  const int64_t T, padded, lanes, units, pooled_units;
+  const f32x16 tau, threshold, share;
+  const float inverse;
+  float* const whole;
+  const bool wants_gx[2];
 
-  struct Sums {
-    f32x16 g[kTileChannels], gx[2][kTileChannels], tau;
-  };
+  explicit ThroughTime(const NormLifBackward& call)
+      : p(call),
+        in(p.in),
+        n(in.neuron),
+        T(in.shape.lanes.T),
+        padded(in.shape.lanes.padded()),
+        lanes(T * padded),
+        units(in.shape.units()),
+        pooled_units((in.shape.height / p.pool) * (in.shape.width / p.pool) * in.shape.channels),
+        tau(set1(n.tau)),
+        threshold(set1(n.v_threshold)),
+        share(set1(1.f / static_cast<float>(p.pool * p.pool))),
+        inverse(1.f / p.width),
+        whole(kept_g(p)),
+        wants_gx{through_stats(p.norm[0]) || p.norm[0].grad_gamma, through_stats(p.norm[1]) || p.norm[1].grad_gamma} {}
 
-  void put(const Coefficients& k, int64_t at, uint16_t valid, f32x16 g) const {
+  ESL_INLINE void put(const Coefficients& k, int64_t at, uint16_t valid, f32x16 g) const {
     if (whole) return store_lanes<N>(whole + at, g);
     finish<N>(p, k, at, valid, g);
     if (p.grad_residual) store_lanes<N>(p.grad_residual + at, g);
   }
 
-  // N samples of a unit, all steps. grad_unit: where the pooled gradient stands, -1 where pooling drops it.
-  void samples(int64_t unit, int64_t grad_unit, int64_t b, const Coefficients& k, float* potentials, int64_t c,
-               Sums& sums) const {
-    const uint16_t valid = valid_samples<N>(s.lanes, b);
-    const f32x16 tau = set1(n.tau), threshold = set1(n.v_threshold);
-    const f32x16 share = set1(1.f / static_cast<float>(p.pool * p.pool));
-    const float inverse = 1.f / p.width;
+  // N samples of a unit, all steps. grad_unit: of the pooled gradient, -1 where pooling drops the pixel.
+  ESL_INLINE void samples(int64_t unit, int64_t grad_unit, int64_t b, const Coefficients& k, float* potentials,
+                          int64_t c, TileSums& sums) const {
+    const uint16_t valid = valid_samples<N>(in.shape.lanes, b);
     f32x16 v = start(n);
     for (int64_t t = 0; t < T; ++t) {
-      const Place at(s, unit, t * padded + b);
-      const f32x16 u = tau * v + keep_where(valid, total<N>(p.in, k, at));
+      const Place at(units, unit, t * padded + b);
+      const f32x16 u = tau * v + keep_where(valid, total<N>(in, k, at));
       store(potentials + t * kLanes, u);
       v = after_reset<Hard>(u, load_bits<N>(p.words, at), n);
     }
     f32x16 grad_v = zero(), sum_g = zero(), sum_gx[2] = {zero(), zero()};
     for (int64_t t = T - 1; t >= 0; --t) {
       const int64_t lane = t * padded + b;
-      const Place at(s, unit, lane);
+      const Place at(units, unit, lane);
       const f32x16 u = load(potentials + t * kLanes);
       f32x16 grad = zero();
-      if (grad_unit >= 0) grad = share * load_lanes<N>(p.grad + Place(pooled, grad_unit, lane).panel());
+      if (grad_unit >= 0) grad = share * load_lanes<N>(p.grad + Place(pooled_units, grad_unit, lane).panel());
       if (!p.detach_reset) grad = grad + grad_v * (Hard ? set1(n.v_reset) - u : set1(-n.v_threshold));
       const auto silent = static_cast<uint16_t>(~load_bits<N>(p.words, at));
       const f32x16 g =
@@ -201,14 +221,14 @@ struct ThroughTime {
       put(k, at.panel(), valid, g);
       sum_g = sum_g + g;
       for (int i = 0; i < 2; ++i) {
-        if (!sums_of[i]) continue;
-        const f32x16 centred = load_lanes<N>(p.in.current[i].panel + at.panel()) - k.mean[i];
+        if (!wants_gx[i]) continue;
+        const f32x16 centred = load_lanes<N>(in.current[i].panel + at.panel()) - k.mean[i];
         sum_gx[i] = sum_gx[i] + keep_where(valid, g * centred);
       }
       if (!p.grad_tau) continue;
       f32x16 before = start(n);
       if (t > 0) {
-        const uint16_t spikes = load_bits<N>(p.words, Place(s, unit, lane - padded));
+        const uint16_t spikes = load_bits<N>(p.words, Place(units, unit, lane - padded));
         before = after_reset<Hard>(load(potentials + (t - 1) * kLanes), spikes, n);
       }
       sums.tau = sums.tau + g * before;
@@ -218,21 +238,20 @@ struct ThroughTime {
   }
 
   void tile(int64_t index, float* potentials, double* sums_out, double* tau_out) const {
+    const PanelShape& s = in.shape;
     const Tile tile(s, index);
-    Sums sums;
-    sums.tau = zero();
-    for (int64_t c = 0; c < kTileChannels; ++c) sums.g[c] = sums.gx[0][c] = sums.gx[1][c] = zero();
+    TileSums sums;
     for (int64_t pixel = tile.pixel; pixel < tile.last_pixel; ++pixel) {
       const int64_t y = pixel / s.width / p.pool, x = pixel % s.width / p.pool;
-      const bool dropped = y >= pooled.height || x >= pooled.width;
+      const bool dropped = y >= s.height / p.pool || x >= s.width / p.pool;
+      const int64_t grad_pixel = y * (s.width / p.pool) + x;
       for (int64_t c = tile.channel; c < tile.last_channel; ++c) {
-        const int64_t unit = pixel * s.channels + c;
+        const int64_t unit = pixel * s.channels + c, grad_unit = dropped ? -1 : grad_pixel * s.channels + c;
         const Coefficients k(p, c, nullptr);
-        const int64_t grad_unit = dropped ? -1 : (y * pooled.width + x) * s.channels + c;
         for (int64_t b = 0; b < padded; b += N) samples(unit, grad_unit, b, k, potentials, c - tile.channel, sums);
         // The rest of the last group: a multiple of N, as is the count of lanes.
         for (int64_t lane = lanes; lane < s.lanes.groups() * kWord; lane += N)
-          put(k, Place(s, unit, lane).panel(), 0, zero());
+          put(k, Place(units, unit, lane).panel(), 0, zero());
       }
     }
     double* const out = sums_out + tile.row * 3 * s.channels;
@@ -242,20 +261,23 @@ struct ThroughTime {
     }
     tau_out[index] = sum(sums.tau);
   }
-
-  void run() const {
-    const Scratch size(p);
-    const int threads = threads_for(s, p.in.threads);
-    double* const tau = p.scratch + size.sums;
-    float* const own = reinterpret_cast<float*>(tau + size.tau + size.means);
-    parallel_for(0, threads, threads, [&](int64_t thread) {
-      float few[kFewSteps * kLanes];
-      float* const potentials = T <= kFewSteps ? few : own + thread * T * kLanes;  // before each reset
-      for (int64_t i = tiles(s) * thread / threads; i < tiles(s) * (thread + 1) / threads; ++i)
-        tile(i, potentials, p.scratch, tau);
-    });
-  }
 };
+
+template <Surrogate kind, int N, bool Hard>
+void through_time(const NormLifBackward& p) {
+  const PanelShape& s = p.in.shape;
+  const Scratch size(p);
+  const int threads = threads_for(s, p.in.threads);
+  double* const tau = p.scratch + size.sums;
+  float* const own = reinterpret_cast<float*>(tau + size.tau + size.means);
+  parallel_for(0, threads, threads, [&](int64_t thread) {
+    const ThroughTime<kind, N, Hard> pass(p);
+    float few[kFewSteps * kLanes];
+    float* const potentials = pass.T <= kFewSteps ? few : own + thread * pass.T * kLanes;  // before each reset
+    for (int64_t i = tiles(s) * thread / threads; i < tiles(s) * (thread + 1) / threads; ++i)
+      pass.tile(i, potentials, p.scratch, tau);
+  });
+}
 
 // Combine the tiles' sums, in their order.
 void combine(const NormLifBackward& p, const Scratch& size) {
@@ -283,9 +305,11 @@ void combine(const NormLifBackward& p, const Scratch& size) {
 }
 
 // The second pass: from g and the statistics' gradients to those of the currents, in place.
-void finish_all(const NormLifBackward& p, const float* whole, const double* means) {
-  const PanelShape& s = p.in.shape;
-  parallel_for(0, tiles(s), threads_for(s, p.in.threads), [&](int64_t index) {
+void finish_all(const NormLifBackward& params, const float* whole, const double* means) {
+  parallel_for(0, tiles(params.in.shape), threads_for(params.in.shape, params.in.threads), [&](int64_t index) {
+    const NormLifBackward p = params;
+    const PanelShape& s = p.in.shape;
+    const float* const g = whole;
     const Tile tile(s, index);
     for (int64_t group = 0; group < s.lanes.groups(); ++group) {
       const uint64_t valid = s.lanes.valid(group);
@@ -294,7 +318,7 @@ void finish_all(const NormLifBackward& p, const float* whole, const double* mean
           const Coefficients k(p, c, means);
           const int64_t at = (group * s.units() + pixel * s.channels + c) * kWord;
           for (int q = 0; q < kWord; q += kLanes)
-            finish<kLanes>(p, k, at + q, static_cast<uint16_t>(valid >> q), load(whole + at + q));
+            finish<kLanes>(p, k, at + q, static_cast<uint16_t>(valid >> q), load(g + at + q));
         }
     }
   });
@@ -304,9 +328,9 @@ template <Surrogate kind>
 void backward_of(const NormLifBackward& p) {
   const bool half = p.in.shape.lanes.padded() % kLanes != 0;
   if (p.in.neuron.hard_reset)
-    half ? ThroughTime<kind, 8, true>{p}.run() : ThroughTime<kind, kLanes, true>{p}.run();
+    half ? through_time<kind, 8, true>(p) : through_time<kind, kLanes, true>(p);
   else
-    half ? ThroughTime<kind, 8, false>{p}.run() : ThroughTime<kind, kLanes, false>{p}.run();
+    half ? through_time<kind, 8, false>(p) : through_time<kind, kLanes, false>(p);
 }
 
 }  // namespace
