@@ -1,22 +1,24 @@
 """Reused memory: scratch of kernels, and their large results.
 
 A fresh large tensor costs more in page faults than the kernel that fills it (a 151 MB panel: 40 ms against 5), so
-kernels borrow scratch here, and large results are made of the same buffers. Buffers are kept by size class (at most an
-eighth larger than asked for) and handed out again; what is handed out is uninitialised. CPU only: GPUs have torch's
+kernels borrow scratch here, and large results are made of the same buffers. A request takes the smallest free buffer
+that holds it, unless that is more than four times as large; what is handed out is uninitialised. CPU only: GPUs have torch's
 caching allocator.
 """
 
 from __future__ import annotations
 
+import bisect
 import threading
 import weakref
-from collections import defaultdict, deque
+from collections import deque
 from math import prod
 
 import torch
 from torch import Tensor
 
 _SMALLEST = 1 << 12
+_WASTE = 4  # a training step of VGGSNN holds 560 MB so, 730 with buffers of the size only; at most 350 are lent at once
 _LARGE = 1 << 20  # bytes of a tensor whose page faults cost more than the bookkeeping
 
 
@@ -27,11 +29,11 @@ def _size_class(nbytes: int) -> int:
 
 
 class Arena:
-    """A free list of byte buffers by size class. Thread-safe: autograd runs backward in its own threads."""
+    """A free list of byte buffers. Thread-safe: autograd runs backward in its own threads."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._free: dict[int, list[Tensor]] = defaultdict(list)
+        self._free: list[Tensor] = []  # by size
         # What came back and is not sorted in yet. A tensor may be freed anywhere, by the garbage collector even while
         # this thread holds the lock, so giving back takes no lock.
         self._returned: deque[Tensor] = deque()
@@ -79,7 +81,7 @@ class Arena:
         """Give free buffers back to the system; returns their bytes."""
         with self._lock:
             self._collect()
-            freed = sum(size * len(buffers) for size, buffers in self._free.items())
+            freed = sum(buffer.numel() for buffer in self._free)
             self._free.clear()
             self._bytes -= freed
         return freed
@@ -88,9 +90,9 @@ class Arena:
         size = _size_class(nbytes)
         with self._lock:
             self._collect()
-            free = self._free[size]
-            if free:
-                buffer = free.pop()
+            at = bisect.bisect_left(self._free, nbytes, key=torch.Tensor.numel)
+            if at < len(self._free) and self._free[at].numel() <= _WASTE * size:
+                buffer = self._free.pop(at)
             else:
                 buffer = torch.empty(size, dtype=torch.uint8, device="cpu")
                 self._bytes += size
@@ -104,7 +106,7 @@ class Arena:
         while self._returned:
             buffer = self._returned.popleft()
             self._lent -= 1
-            self._free[buffer.numel()].append(buffer)
+            bisect.insort(self._free, buffer, key=torch.Tensor.numel)
 
 
 class Lease:

@@ -103,7 +103,6 @@ template <int TM>
 struct Tables {
   const uint64_t* image;
   int64_t plane_units;
-  int planes;
   float scale;
   int n = 0;
   alignas(64) float table[kTables * 16];
@@ -124,26 +123,18 @@ struct Tables {
       for (int i = 0; i < n * TM; ++i) store(table + i * 16, set1(scale) * load(table + i * 16));
     return first;
   }
-  template <int PX, int R>
+  template <int P, int PX, int R>
   void add(const int64_t* pixel, int q, f32x16 (&acc)[TM][PX][R]) const {
-    if (planes == 1)
-      add_planes<true>(pixel, q, acc);
-    else
-      add_planes<false>(pixel, q, acc);
-  }
-  template <bool One, int PX, int R>
-  void add_planes(const int64_t* pixel, int q, f32x16 (&acc)[TM][PX][R]) const {
     for (int e = 0; e < n; ++e) {
       const float* t = table + e * TM * 16;
-      float factor = 1.f;
-      for (int plane = 0; plane < (One ? 1 : planes); ++plane, factor *= 2.f)
+      for (int p = 0; p < P; ++p)
         for (int x = 0; x < PX; ++x) {
-          const uint64_t* bits = image + (plane * plane_units + place[e] + pixel[x]) * 4 + q;
+          const uint64_t* bits = image + (p * plane_units + place[e] + pixel[x]) * 4 + q;
           for (int j = 0; j < R; ++j) {
             const __m512i index = nibble_index(bits + j);
             for (int i = 0; i < TM; ++i) {
               const f32x16 sum{_mm512_permutexvar_ps(index, _mm512_load_ps(t + i * 16))};
-              acc[i][x][j] = One ? acc[i][x][j] + sum : fmadd(sum, set1(factor), acc[i][x][j]);
+              acc[i][x][j] = p ? fmadd(sum, set1(static_cast<float>(1 << p)), acc[i][x][j]) : acc[i][x][j] + sum;
             }
           }
         }
@@ -217,8 +208,7 @@ struct Scratch {
 };
 
 // Mean and squared deviations of one channel over a run, while the run is in the cache.
-void run_sums(const Conv2dForward& p, const Runs& runs, const Runs::Run& run, const Rows& rows, int i,
-              const uint64_t* lanes, float* out) {
+void run_sums(const Runs& runs, const Runs::Run& run, const Rows& rows, int i, const uint64_t* lanes, float* out) {
   f32x16 sum[4] = {zero(), zero(), zero(), zero()}, square[4] = {zero(), zero(), zero(), zero()};
   int64_t count = 0;
   const auto bits = [&](int px) { return lanes[(run.first + px) / runs.pixels]; };
@@ -237,7 +227,6 @@ void run_sums(const Conv2dForward& p, const Runs& runs, const Runs::Run& run, co
       square[q] = add_where(square[q], static_cast<uint16_t>(valid >> 16 * q), away * away);
     }
   }
-  (void)p;
   out[0] = mean;
   out[1] = esl::ESL_ISA::sum((square[0] + square[1]) + (square[2] + square[3]));
 }
@@ -277,13 +266,16 @@ void rows_of_blocks(const Conv2dForward& p, const Image& image, const char* sour
     Tables<TM> tables;
     tables.image = reinterpret_cast<const uint64_t*>(source);
     tables.plane_units = plane_units;
-    tables.planes = p.planes;
     tables.scale = p.scale;
     int64_t done = 0;
     do {
       const bool is_first = done == 0;
       done = tables.build(blocks, done);
-      tiles<TM>(run, rows, is_first, [&](const int64_t* pixel, int q, auto& acc) { tables.add(pixel, q, acc); });
+      with_planes(p.planes, [&](auto planes) {
+        tiles<TM>(run, rows, is_first, [&](const int64_t* pixel, int q, auto& acc) {
+          tables.template add<decltype(planes)::value>(pixel, q, acc);
+        });
+      });
     } while (done < blocks.n);
 #endif
   } else if (p.planes == 1 && p.scale == 1.f) {
@@ -344,7 +336,7 @@ void conv2d_forward(const Conv2dForward& p) {
           rows_of_blocks<1>(p, image, source, s, run, rb, inside, rows);
         if (p.stats)
           for (int i = 0; i < rows.valid; ++i)
-            run_sums(p, runs, run, rows, i, s.lanes, s.sums + (k * p.w.rows + row + i) * 2);
+            run_sums(runs, run, rows, i, s.lanes, s.sums + (k * p.w.rows + row + i) * 2);
       }
     }
   });

@@ -215,19 +215,19 @@ struct BinarySpikes {
   }
 };
 
-struct Spikes {
+template <int P>
+struct Spikes {  // P planes; a value is the sum of factor[p] * bit
   const uint64_t* image;
   int64_t plane_units;
-  int planes;
-  float factor[4];
+  float factor[P];
   static constexpr int kUnit = 1;
 
   template <int TM, int TN>
   void add(const uint64_t* at, int q, const f32x16* y, f32x16* sum) const {
     for (int k = 0; k < TN; ++k) {
-      f32x16 x = zero();
-      for (int plane = 0; plane < planes; ++plane)
-        x = add_where(x, reinterpret_cast<const uint16_t*>(at + plane * plane_units + k) + q, set1(factor[plane]));
+      const auto bits = [&](int p) { return reinterpret_cast<const uint16_t*>(at + p * plane_units + k) + q; };
+      f32x16 x = keep_where(*bits(0), set1(factor[0]));
+      for (int p = 1; p < P; ++p) x = add_where(x, bits(p), set1(factor[p]));
       for (int i = 0; i < TM; ++i) sum[i * TN + k] = fmadd(y[i], x, sum[i * TN + k]);
     }
   }
@@ -297,11 +297,6 @@ void row_gradient(const Conv2dBackward& p, const Source& source, const Place* pl
     }
   }
 }
-
-template <int N>
-struct Int {
-  static constexpr int value = N;
-};
 
 template <class F>
 void with_tile(int64_t tm, int64_t tn, F f) {
@@ -408,9 +403,12 @@ void conv2d_backward(const Conv2dBackward& p) {
     return value_gradient(p, Floats{reinterpret_cast<const float*>(source)}, s.places, runs, s.strips, threads);
   const auto* words = reinterpret_cast<const uint64_t*>(source);
   if (p.planes == 1 && p.scale == 1.f) return value_gradient(p, BinarySpikes{words}, s.places, runs, s.strips, threads);
-  Spikes spikes{words, image.plane_units(p.lanes.groups()), p.planes, {}};
-  for (int plane = 0; plane < p.planes; ++plane) spikes.factor[plane] = p.scale * static_cast<float>(1 << plane);
-  value_gradient(p, spikes, s.places, runs, s.strips, threads);
+  const auto planes = [&](auto count) {
+    Spikes<decltype(count)::value> spikes{words, image.plane_units(p.lanes.groups()), {}};
+    for (int plane = 0; plane < p.planes; ++plane) spikes.factor[plane] = p.scale * static_cast<float>(1 << plane);
+    value_gradient(p, spikes, s.places, runs, s.strips, threads);
+  };
+  with_planes(p.planes, planes);
 }
 
 }  // namespace esl::ESL_ISA

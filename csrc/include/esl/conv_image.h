@@ -9,6 +9,17 @@
 
 namespace esl::ESL_ISA {
 
+template <int N>
+struct Int {
+  static constexpr int value = N;
+};
+
+// f(Int<planes>), 1 to kMaxPlanes.
+template <class F>
+void with_planes(int planes, F f) {
+  planes == 1 ? f(Int<1>{}) : planes == 2 ? f(Int<2>{}) : planes == 3 ? f(Int<3>{}) : f(Int<4>{});
+}
+
 // Numbers of channels and blocks in a group of the convolution.
 struct ConvBlocks {
   int64_t ci, co;                  // channels of a group
