@@ -235,7 +235,7 @@ def _reasons_to_leave(
             reader.update((child, type(parent).__name__) for child in parent.children())
     uses = Counter(param for module in weighted.values() for param in _matrices(module))
 
-    def reason(module: Any) -> str:
+    def reason(module: nn.Module) -> str:
         kind = type(module).__name__
         if module in excluded:
             return "excluded"
@@ -250,7 +250,8 @@ def _reasons_to_leave(
             return f"{kind}, a subclass of nn.{base.__name__}, may use its weight in its own way"
         if "weight" not in module._parameters:
             return "its weight is computed from other parameters"
-        if uses[module.weight] > 1:
+        weight: Any = module.weight
+        if uses[weight] > 1:
             return "its weight is shared with another module"
         if module._forward_hooks or module._forward_pre_hooks or module._backward_hooks:
             return "it has hooks, which would be lost"
