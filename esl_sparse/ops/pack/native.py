@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from ..._native import lib
+from ...arena import arena
 from ...packed import LANES, Lanes
 
 
@@ -23,7 +24,7 @@ def _rows(x: Tensor) -> tuple[Tensor, int, int, int, int]:
 
 
 def _empty_rows(T: int, B: int, H: int, W: int, C: int, dtype: torch.dtype) -> Tensor:
-    return torch.empty((T, B, C) if H == W == 1 else (T, B, C, H, W), dtype=dtype)
+    return arena.tensor((T, B, C) if H == W == 1 else (T, B, C, H, W), dtype)
 
 
 def _bf16(dtype: torch.dtype) -> bool:
@@ -71,7 +72,7 @@ def to_panels(x: Tensor) -> Tensor:
     """Panels are float32 whatever the rows are: kernels sum in float32."""
     T, B, C = x.shape[:3]
     x, H, W, channels, pixels = _rows(x)
-    panels = torch.empty(Lanes(T, B).groups, H, W, C, LANES)
+    panels = arena.tensor((Lanes(T, B).groups, H, W, C, LANES))
     lib().to_panels(
         x.data_ptr(), _bf16(x.dtype), panels.data_ptr(), T, B, channels, pixels, torch.get_num_threads()
     )

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from ..._native import lib
+from ...arena import arena
 from ...packed import LANES
 from .window import Pair, Window
 
@@ -35,7 +36,7 @@ def avg_pool(words: Tensor, sum_planes: int, window: Window) -> Tensor:
 def avg_pool_backward(grad: Tensor, size: Pair, divisor: int, window: Window) -> Tensor:
     G, *counts, C, _ = grad.shape
     dtype, grad = grad.dtype, grad.float()  # kept in a name: the kernel reads it by its address
-    grad_x = torch.empty(G, *size, C, LANES)
+    grad_x = arena.tensor((G, *size, C, LANES))
     lib().avg_pool_backward(
         grad.data_ptr(),
         grad_x.data_ptr(),
@@ -61,7 +62,7 @@ def max_pool(words: Tensor, window: Window) -> Tensor:
 def max_pool_backward(grad: Tensor, words: Tensor, window: Window) -> Tensor:
     _, G, H, W, C = words.shape
     dtype, grad = grad.dtype, grad.float()
-    grad_x = torch.empty(G, H, W, C, LANES)
+    grad_x = arena.tensor((G, H, W, C, LANES))
     lib().max_pool_backward(
         words.data_ptr(),
         grad.data_ptr(),
