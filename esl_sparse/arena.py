@@ -2,8 +2,8 @@
 
 A fresh large tensor costs more in page faults than the kernel that fills it (a 151 MB panel: 40 ms against 5), so
 kernels borrow scratch here, and large results are made of the same buffers. A request takes the smallest free buffer
-that holds it, unless that is more than four times as large; what is handed out is uninitialised. CPU only: GPUs have torch's
-caching allocator.
+that holds it, unless that is more than four times as large; what is handed out is uninitialised. CPU only: GPUs have
+torch's caching allocator.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 _SMALLEST = 1 << 12
-_WASTE = 4  # a training step of VGGSNN holds 560 MB so, 730 with buffers of the size only; at most 350 are lent at once
+_WASTE = 4  # times the size; docs/decisions.md
 _LARGE = 1 << 20  # bytes of a tensor whose page faults cost more than the bookkeeping
 
 
