@@ -21,8 +21,9 @@ def blocks(language):
 
 
 def test_the_python_examples_run():
-    for code in blocks("python"):
-        exec(code, {})
+    names = {}
+    for code in blocks("python"):  # read from top to bottom: a later one uses what an earlier one imports
+        exec(code, names)
 
 
 def test_the_three_lines_train():
