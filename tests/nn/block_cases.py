@@ -5,7 +5,6 @@ import itertools
 from dataclasses import dataclass
 from functools import partial
 
-import numpy as np
 import torch
 from torch import nn
 
@@ -216,11 +215,10 @@ def block_entries(weight, layer):
     return entries
 
 
-def run(case, seed, block=None, call=None):
-    """Output and gradients of the block, as :class:`Truth` names them; the block."""
-    block = block or case.block(seed)
-    leaves = case.inputs(seed)
-    y = (call or block)(*case.arguments(leaves))
+def run(case, seed, prepare=lambda block: block):
+    """Output and gradients of the block, as :class:`Truth` names them, and the block."""
+    block, leaves = case.block(seed), case.inputs(seed)
+    y = prepare(block)(*case.arguments(leaves))
     y = y.unpack() if isinstance(y, esl.PackedSpikes) else y
     truth = Truth(case, seed)
     y = y.view(truth.y.shape)
@@ -229,9 +227,10 @@ def run(case, seed, block=None, call=None):
     return y, grads | {name: p.grad for name, p in block.named_parameters()}, block
 
 
-def check(case, tolerance=2e-5, **options):
+def check(case, tolerance=2e-5, prepare=lambda block: block):
+    """``prepare`` returns what is called in place of the block."""
     seed = seed_of(case)
-    y, grads, block = run(case, seed, **options)
+    y, grads, block = run(case, seed, prepare)
     compare(Truth(case, seed), y, grads, block, tolerance)
     return block
 
@@ -252,7 +251,3 @@ def compare(truth, y, grads, block, tolerance=2e-5):
         own = block.get_submodule(name) if norm is not None else None
         for key, expected in norm.state_dict().items() if norm is not None else ():
             close(own.state_dict()[key], expected, atol=tolerance, msg=lambda m, key=key: f"{key}: {m}")
-
-
-def firing(y):
-    return float(np.mean(y.detach().numpy() > 0))

@@ -6,9 +6,10 @@ import pytest
 import torch
 
 import esl_sparse as esl
+from esl_sparse.functional import pack
 
 from .. import oracle
-from .block_cases import Case, Truth, check, run, seed_of
+from .block_cases import Case, Truth, block_entries, check, compare, run, seed_of
 
 pytestmark = pytest.mark.usefixtures("poison")
 
@@ -112,3 +113,149 @@ def test_agrees_with_the_chain(case):
 @pytest.mark.parametrize("case", [Case(), *RESIDUALS[::4], *POOLS[::5], *LINEAR[::4], INPUTS[5]], ids=str)
 def test_every_implementation(backend, case):
     check(case)
+
+
+# The other ways through a block
+
+
+WAYS = [
+    Case(),
+    Case(x="real", padding_mode="circular"),
+    Case(x="static", B=8, bias=False),
+    Case(x="static", B=24, T=5),
+    Case(linear=True, C=20, rows=9),
+    Case(linear=True, C=20, rows=9, x="static"),
+    Case(stride=2, shortcut="conv norm", residual="packed", norm="eval"),
+    Case(shortcut="conv", residual="own", x="static", pool="MaxPool2d 2"),
+    Case(residual="own", rows=5, pool="AvgPool2d 2"),
+    Case(residual="levels", norm="none", x="levels"),
+    Case(H=3, W=3, padding=0, residual="packed"),  # maps of one pixel, whose packed spikes show no size
+]
+
+
+@pytest.mark.filterwarnings("ignore:Full backward hook")  # inputs are no tensors
+@pytest.mark.parametrize("case", WAYS, ids=str)
+@pytest.mark.parametrize("kind", ["forward", "forward_pre", "full_backward"])
+def test_hooks_on_the_convolutions_see_the_currents(case, kind):
+    calls = []
+
+    def watch(block):
+        for layer in [block.conv, *(block.shortcut or [])[:1]]:
+            getattr(layer, f"register_{kind}_hook")(lambda *args: calls.append(args))
+        return block
+
+    block = check(case, prepare=watch)
+    assert block.is_fused and len(calls) == (2 if case.shortcut else 1)
+    if kind == "forward" and not case.linear and "packed" in case.x:
+        panels, _ = calls[0][2]
+        assert panels.shape[-1] == 64 and panels.requires_grad
+
+
+@pytest.mark.parametrize("where", ["norm", "lif", "pool", "shortcut.1"])
+def test_hooks_on_other_parts_are_called(where):
+    seen = []
+
+    def watch(block):
+        block.get_submodule(where).register_forward_hook(lambda *_: seen.append(where))
+        return block
+
+    block = check(Case(shortcut="conv norm", residual="packed", pool="AvgPool2d 2"), prepare=watch)
+    assert seen == [where] and block.is_fused == (where == "pool")
+
+
+@pytest.mark.parametrize("case", WAYS, ids=str)
+def test_a_surrogate_given_as_a_function(case):
+    def replace(block):
+        block.lif.surrogate = lambda d: torch.clamp(1 - d.abs(), min=0)
+        return block
+
+    assert not check(case, prepare=replace).is_fused
+
+
+@pytest.mark.parametrize("case", WAYS, ids=str)
+def test_dense_layers(case):
+    """The block of torch's own layers; its values are those of the sparse one."""
+    seed = seed_of(case)
+    sparse = case.block(seed)
+
+    def densify(block):
+        esl.densify(block)
+        return block
+
+    y, grads, block = run(case, seed, densify)
+    assert not block.is_fused
+    for name in ("conv", "shortcut.0"):
+        if f"{name}.weight" in grads:
+            grads[f"{name}.values"] = block_entries(grads.pop(f"{name}.weight"), sparse.get_submodule(name))
+    compare(Truth(case, seed), y, grads, block)
+
+
+def test_a_norm_that_is_no_batch_norm():
+    block = Case().block()
+    block.norm = torch.nn.GroupNorm(2, 6)
+    x = (torch.rand(3, 5, 5, 6, 5) < 0.4).float()
+    current = block.norm(block.conv(x).flatten(0, 1)).view(3, 5, 6, 6, 5)
+    assert not block.is_fused and torch.equal(block(pack(x)), block.lif(current))
+
+
+def test_parts_that_know_time_are_unwrapped():
+    case = Case(shortcut="conv norm", residual="packed")
+    plain = case.block()
+    block = esl.nn.SpikingBlock(
+        plain.conv,
+        esl.nn.MergeTime(plain.norm),
+        plain.lif,
+        shortcut=torch.nn.Sequential(plain.shortcut[0], esl.nn.MergeTime(plain.shortcut[1])),
+    )
+    assert block.is_fused and list(block.state_dict())[:3] == list(plain.state_dict())[:3]
+    arguments = case.arguments(case.inputs())
+    assert torch.equal(block(*arguments).words, plain(*arguments).words)
+
+
+def test_a_static_leaf_gets_its_gradient_step_by_step():
+    """A leaf that happens to have stride 0 has a gradient of its own at each step."""
+    block, image = Case().block(), torch.rand(5, 5, 6, 5)
+    x, full = image.expand(3, *image.shape).requires_grad_(), image.repeat(3, 1, 1, 1, 1).requires_grad_()
+    cotangent = torch.randn(3, 5, 6, 6, 5)
+    for leaf in (x, full):
+        block(leaf).unpack().backward(cotangent)
+    torch.testing.assert_close(x.grad, full.grad)
+    assert not torch.allclose(x.grad[0], x.grad[1])
+
+
+def test_the_static_image_is_convolved_once():
+    for block in (Case().block(), torch.nn.Sequential(Case().block())):
+        if isinstance(block, torch.nn.Sequential):
+            esl.densify(block)
+            block = block[0]
+        samples = []
+        block.conv.register_forward_hook(lambda _, args, y, samples=samples: samples.append(args[0].shape))
+        block(torch.rand(5, 5, 6, 5).expand(3, 5, 5, 6, 5))
+        (shape,) = samples
+        assert shape.numel() == 5 * 5 * 6 * 5
+
+
+def test_all_silent_and_all_firing():
+    for threshold, expected in ((1e9, 0), (-1e9, 1)):
+        case = Case(v_threshold=threshold, x="static", pool="AvgPool2d 2")
+        y, grads, _ = run(case, 0)
+        assert (y == expected).all() and all((grad == 0).all() for grad in grads.values())
+
+
+@pytest.mark.parametrize("shortcut", ["", "conv norm"])
+@pytest.mark.parametrize("norm", ["train", "eval", "none"])
+@pytest.mark.parametrize("x", ["packed", "real", "static"])
+def test_batch_0(x, norm, shortcut):
+    check(Case(B=0, x=x, norm=norm, shortcut=shortcut, residual="packed", pool="AvgPool2d 2"))
+
+
+def test_overhang_holds_anything():
+    case = Case(C=5, rows=6, block_size=(4, 4), density=0.9, shortcut="conv norm", residual="packed")
+
+    def spoil(block):
+        for layer in (block.conv, block.shortcut[0]):
+            with torch.no_grad():
+                layer.values[~layer.topology.valid()] = torch.nan
+        return block
+
+    check(case, prepare=spoil)
