@@ -15,7 +15,7 @@ import esl_sparse as esl
 from esl_sparse.functional import pack
 from esl_sparse.nn import LIF, AvgPool2d, SparseConv2d, SparseLinear, SpikingBlock
 
-from .block_cases import block_entries
+from .block_cases import block_entries, distances
 
 T, B = 3, 6
 
@@ -94,19 +94,7 @@ def truth(net, x):
     """The densified network in float64, its values' gradients, and the least distance to a threshold."""
     dense = copy.deepcopy(net)
     esl.densify(dense)
-    margins = []
-
-    def potential(lif, args, _):
-        v = 0.0
-        for current in args[0]:
-            u = lif.tau * v + current.detach()
-            margins.append(float((u - 1).detach().abs().min()))
-            s = (u > 1).double()
-            v = u - s if lif.v_reset is None else (1 - s) * u
-
-    for block in dense.blocks:
-        block.lif.register_forward_hook(potential)
-    with esl._backends.use("auto"):  # native kernels know no float64
+    with esl._backends.use("auto"), distances(dense) as margins:  # native kernels know no float64
         found = results(dense.double(), x.double())
     for name, layer in net.named_modules():
         if isinstance(layer, (SparseConv2d, SparseLinear)):
