@@ -201,14 +201,15 @@ class Truth:
         return oracle.SURROGATES[self.case.surrogate](d, self.case.width)
 
 
-def block_entries(weight, layer):
-    """A dense gradient ``[out, in, ...]`` at the layer's blocks, ``[nnzb, bm, bn]``; zeros overhang."""
+def block_entries(weight, layer, ids=None):
+    """A dense weight ``[out, in, ...]`` at blocks, by default the layer's own: ``[n, bm, bn]``; zeros overhang."""
     weight = weight.reshape(*weight.shape[:2], -1)  # taps last
     groups, (bm, bn) = getattr(layer, "groups", 1), layer.block_size
     of_group, channels, taps = weight.shape[0] // groups, weight.shape[1], weight.shape[2]
     rows, cols = -(-of_group // bm), -(-channels // bn)
-    entries = torch.zeros(layer.topology.nnzb, bm, bn, dtype=weight.dtype)
-    for place, block in enumerate(layer.topology.block_ids().tolist()):
+    ids = layer.topology.block_ids().tolist() if ids is None else ids
+    entries = torch.zeros(len(ids), bm, bn, dtype=weight.dtype)
+    for place, block in enumerate(ids):
         row, (tap, col) = block // (taps * cols), divmod(block % (taps * cols), cols)
         first, top = row // rows * of_group, row % rows * bm
         part = weight[first + top : first + min(top + bm, of_group), col * bn : (col + 1) * bn, tap]
@@ -271,3 +272,19 @@ def distances(model):
     yield found
     for handle in handles:
         handle.remove()
+
+
+def saved_bytes(model, x):
+    """The output, and the bytes that backward keeps beside parameters and buffers, each storage once."""
+    own = {t.untyped_storage().data_ptr() for t in (*model.parameters(), *model.buffers())}
+    kept = {}
+
+    def keep(tensor):
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            kept[storage.data_ptr()] = (storage.nbytes(), tensor)  # kept alive: no address comes twice
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        y = model(x)
+    return y, sum(nbytes for nbytes, _ in kept.values())
