@@ -261,9 +261,9 @@ def distances(model):
     found = []
 
     def note(lif, args, _):
-        v = 0.0
+        v, tau = 0.0, torch.as_tensor(lif.tau).detach()
         for current in args[0].detach():
-            u = float(lif.tau) * v + current
+            u = tau * v + current
             found.append(float((u - lif.v_threshold).abs().min()))
             s = (u > lif.v_threshold).to(u.dtype)
             v = u - s * lif.v_threshold if lif.v_reset is None else (1 - s) * u + s * lif.v_reset

@@ -279,10 +279,10 @@ def test_compiled_it_trains_alike_and_is_compiled_once(backend, blockwise):
     compile = partial(torch.compile, fullgraph=True, backend=backend)
     run = call = None
     if blockwise:
-        compiled = {block: compile(block) for block in net.blocks}
+        compiled = {block: compile(block) for block in (net.a, net.b)}
 
         def run(block, *args):
-            return compiled[block](*args)
+            return compiled.get(block, block)(*args)
 
     else:
         call = compile(net)
@@ -324,7 +324,7 @@ def test_the_arena_gets_everything_back(monkeypatch, threads):
     threads(1)
     gc.collect()
     spikes = (torch.rand(4, 32, 16, 12, 12) < 0.2).float()
-    net, x = chain_of_blocks(), pack(spikes)
+    net, x = chain_of_blocks()[:2], pack(spikes)
     lent = esl.arena.lent
     peak = []
     for _ in range(3):
