@@ -100,6 +100,8 @@ class Case:
             affine=self.norm != "plain",
             track_running_stats="batch" not in self.norm,
         )
+        if "untracked" in self.norm:
+            norm.track_running_stats = False  # as one does to freeze them
         with torch.no_grad():
             for tensor in norm.state_dict().values():
                 if tensor.is_floating_point():
@@ -143,7 +145,10 @@ def seed_of(case):
 
 
 class Truth:
-    """The unfused chain. ``grads`` by name: those of a block's parameters, ``x`` and ``residual``."""
+    """The unfused chain.
+
+    ``grads`` by name: those of a block's parameters, ``x`` and ``residual``; ``weights``: those of dense weights.
+    """
 
     def __init__(self, case, seed):
         block, leaves = case.block(seed), case.inputs(seed)
@@ -176,10 +181,11 @@ class Truth:
         self.cotangent = torch.randn(y.shape, generator=generator)
         grads = torch.autograd.grad(y, list(named.values()), self.cotangent.double(), materialize_grads=True)
         self.grads = dict(zip(named, grads, strict=True))
+        self.weights = {}
         for name, layer in {"conv": block.conv, "shortcut.0": block.shortcut and block.shortcut[0]}.items():
             if layer is not None:
-                weight = self.grads.pop(f"{name}.weight")
-                self.grads[f"{name}.values"] = block_entries(weight, layer)
+                self.weights[name] = self.grads.pop(f"{name}.weight")
+                self.grads[f"{name}.values"] = block_entries(self.weights[name], layer)
 
     def _part(self, conv, norm, x, conv_name, norm_name, named):
         """``norm(conv(x))``; notes the leaves."""
@@ -282,7 +288,8 @@ def saved_bytes(model, x):
     def keep(tensor):
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in own:
-            kept[storage.data_ptr()] = (storage.nbytes(), tensor)  # kept alive: no address comes twice
+            # The tensor is kept alive, so that no address comes twice; an expanded one may be copied by such hooks.
+            kept[storage.data_ptr()] = (max(storage.nbytes(), tensor.nbytes), tensor)
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):

@@ -15,7 +15,7 @@ from esl_sparse.nn import conv as conv_layer
 from esl_sparse.ops.conv2d import op as conv2d_op
 from esl_sparse.rewire.layers import sparse_layers
 
-from ..nn.block_cases import block_entries, distances, saved_bytes
+from ..nn.block_cases import Case, Truth, block_entries, distances, run, saved_bytes, seed_of
 from . import oracle
 
 STEPS = 3
@@ -135,6 +135,36 @@ def test_exact_momentum_grows_by_the_windowed_average_of_the_chain(make):
     wanted = {n: expected(x, averages[n]) for n, x in sparse_layers(model).items()}
     chosen, _ = choose(model, replace(esl.GROW_RULES["momentum"], exact=True))
     assert chosen == wanted
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        *(Case(padding_mode="circular", padding=(1, 2), x=x) for x in ("packed", "real", "static")),
+        Case(C=6, rows=8, groups=2, x="packed levels"),
+        Case(C=4, rows=8, groups=4, block_size=(1, 1), stride=2),
+        Case(shortcut="conv norm", residual="real", x="spikes", norm="eval"),
+        Case(shortcut="conv", residual="own", x="levels", pool="MaxPool2d 2"),
+        *(Case(linear=True, C=20, rows=9, x=x) for x in ("packed", "real", "static")),
+    ],
+    ids=str,
+)
+def test_every_kind_of_input(case):
+    def arm(block):
+        optimizer = torch.optim.SGD(block.parameters(), 0.0)
+        options = {"alpha": 0.3, "schedule": "constant", "interval": 1, "t_end": 3}
+        armed.append(
+            (optimizer, esl.Rewirer(block, optimizer, prune="magnitude", grow="gradient", **options))
+        )
+        return block
+
+    armed, seed = [], seed_of(case)
+    _, _, block = run(case, seed, arm)
+    wanted = {n: expected(block.get_submodule(n), g) for n, g in Truth(case, seed).weights.items()}
+    ((optimizer, rewirer),) = armed
+    optimizer.step()
+    rewirer.step()
+    assert {n: set(x.topology.block_ids().tolist()) for n, x in sparse_layers(block).items()} == wanted
 
 
 def unfused(model):
