@@ -232,16 +232,18 @@ def test_copies_compute_the_same(clone):
     assert_equal(results(other), results(net))
 
 
-def test_autocast_leaves_blocks_in_float32():
+@pytest.mark.parametrize("hooked", [False, True])
+def test_autocast_leaves_blocks_in_float32(hooked):
     net = Net()
     x = images().expand(T, B, 3, 8, 6)
+    expected = net.stem(x).words, net.stem(x.bfloat16().float()).words
+    if hooked:
+        net.stem.conv.register_forward_hook(lambda *_: None)
     with torch.autocast("cpu", torch.bfloat16):
-        narrow = net.stem(x.bfloat16())
-        spikes = net.stem(x)
+        wide, narrow = net.stem(x), net.stem(x.bfloat16())
         y = net(images())
-    assert spikes.carrier.dtype == narrow.carrier.dtype == torch.float32
-    assert torch.equal(narrow.words, net.stem(x.bfloat16().float()).words)
-    assert torch.equal(spikes.words, net.stem(x).words)
+    assert wide.carrier.dtype == narrow.carrier.dtype == torch.float32
+    assert torch.equal(wide.words, expected[0]) and torch.equal(narrow.words, expected[1])
     y.float().sum().backward()
     assert all(p.grad.dtype == torch.float32 and p.grad.isfinite().all() for p in net.parameters())
 
