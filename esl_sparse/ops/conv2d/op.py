@@ -128,7 +128,8 @@ class _Conv2dBackward(NoDoubleBackward):
         )
         if needs & 1 and not x_panels:
             g = call.geometry
-            grad_x = from_panels_op(grad_x, call.T, call.B).view(call.T * call.B, -1, g.H, g.W)
+            channels = call.cols // g.taps * g.groups
+            grad_x = from_panels_op(grad_x, call.T, call.B).view(call.T * call.B, channels, g.H, g.W)
         return grad_x, grad_values, grad_bias
 
 
