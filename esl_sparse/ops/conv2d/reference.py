@@ -51,7 +51,8 @@ def stats(panels: Tensor, T: int, B: int) -> Tensor:
     """Mean and biased variance of each channel over lanes without padding and pixels, float64 ``[2, C]``."""
     from ..pack.reference import from_panels
 
-    y = from_panels(panels, T, B).double().flatten(0, 1).flatten(2)
+    _, H, W, C, _ = panels.shape
+    y = from_panels(panels, T, B).double().view(T * B, C, H * W)
     mean = y.mean((0, 2)) if y.numel() else y.new_zeros(y.shape[1])
     square = y.var((0, 2), correction=0) if y.numel() else torch.zeros_like(mean)
     return torch.stack([mean, square])
