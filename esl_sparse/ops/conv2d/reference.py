@@ -22,8 +22,10 @@ def _padded(x: Tensor, g: Geometry) -> Tensor:
 
 
 def _convolve(padded: Tensor, weight: Tensor, bias: Tensor | None, g: Geometry) -> Tensor:
-    stride, dilation = (g.stride_h, g.stride_w), (g.dilation_h, g.dilation_w)
-    return conv2d(padded, weight, bias, stride, 0, dilation, g.groups)
+    stride, dilation, dtype = (g.stride_h, g.stride_w), (g.dilation_h, g.dilation_w), padded.dtype
+    if dtype == torch.float16 and padded.device.type == "cpu":  # torch would sum in float16
+        padded, weight, bias = padded.float(), weight.float(), None if bias is None else bias.float()
+    return conv2d(padded, weight, bias, stride, 0, dilation, g.groups).to(dtype)
 
 
 def forward(
