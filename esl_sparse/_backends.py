@@ -15,9 +15,9 @@ from ._version import __version__
 
 # The ops that each implementation offers, best first: the automatic choice is the first that can serve.
 BACKENDS: dict[str, tuple[str, ...]] = {
-    "native": ("pack", "linear", "conv2d", "lif", "block_score", "select", "transpose_index"),
+    "native": ("pack", "linear", "conv2d", "lif", "norm_lif", "block_score", "select", "transpose_index"),
     "triton": ("linear",),
-    "reference": ("pack", "linear", "conv2d", "lif", "block_score", "select", "transpose_index"),
+    "reference": ("pack", "linear", "conv2d", "lif", "norm_lif", "block_score", "select", "transpose_index"),
 }
 _DTYPES = {
     "native": (torch.float32, torch.bfloat16),

@@ -1,20 +1,23 @@
-"""Reused scratch memory.
+"""Reused memory: scratch of kernels, and their large results.
 
 A fresh large tensor costs more in page faults than the kernel that fills it (a 151 MB panel: 40 ms against 5), so
-kernels borrow scratch here instead. Buffers are kept by size class (at most an eighth larger than asked for) and handed
-out again; what is borrowed is uninitialised. CPU only: GPUs have torch's caching allocator.
+kernels borrow scratch here, and large results are made of the same buffers. Buffers are kept by size class (at most an
+eighth larger than asked for) and handed out again; what is handed out is uninitialised. CPU only: GPUs have torch's
+caching allocator.
 """
 
 from __future__ import annotations
 
 import threading
-from collections import defaultdict
+import weakref
+from collections import defaultdict, deque
 from math import prod
 
 import torch
 from torch import Tensor
 
 _SMALLEST = 1 << 12
+_LARGE = 1 << 20  # bytes of a tensor whose page faults cost more than the bookkeeping
 
 
 def _size_class(nbytes: int) -> int:
@@ -29,6 +32,9 @@ class Arena:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._free: dict[int, list[Tensor]] = defaultdict(list)
+        # What came back and is not sorted in yet. A tensor may be freed anywhere, by the garbage collector even while
+        # this thread holds the lock, so giving back takes no lock.
+        self._returned: deque[Tensor] = deque()
         self._bytes = 0
         self._lent = 0
         self.poison = False
@@ -42,18 +48,37 @@ class Arena:
     @property
     def lent(self) -> int:
         """Buffers lent now."""
-        return self._lent
+        with self._lock:
+            self._collect()
+            return self._lent
 
     def borrow(self, shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> Lease:
         """Lend an uninitialised contiguous CPU tensor for a ``with`` block; 64-byte aligned."""
         return Lease(self, shape, dtype)
 
     def tensor(self, shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> Tensor:
-        return torch.empty(shape, dtype=dtype)
+        """An uninitialised contiguous CPU tensor whose memory comes back when its storage is freed.
+
+        The storage is freed with the last tensor that shares it, also inside autograd. It cannot be resized. Below
+        1 MB this is ``torch.empty``.
+        """
+        nbytes = prod(shape) * dtype.itemsize
+        if nbytes < _LARGE:
+            tensor = torch.empty(shape, dtype=dtype, device="cpu")
+            if self.poison:
+                tensor.reshape(-1).view(torch.uint8).fill_(0xFF)
+            return tensor
+        buffer = self._take(nbytes)
+        # The new storage owns this array and nothing else does: when it dies, so has the last tensor.
+        array = buffer.numpy()[:nbytes]
+        weakref.finalize(array, self._returned.append, buffer).atexit = False
+        storage = torch.from_numpy(array).untyped_storage()
+        return torch.empty(0, dtype=dtype, device="cpu").set_(storage, 0, shape)  # type: ignore[call-overload]
 
     def release(self) -> int:
         """Give free buffers back to the system; returns their bytes."""
         with self._lock:
+            self._collect()
             freed = sum(size * len(buffers) for size, buffers in self._free.items())
             self._free.clear()
             self._bytes -= freed
@@ -62,19 +87,22 @@ class Arena:
     def _take(self, nbytes: int) -> Tensor:
         size = _size_class(nbytes)
         with self._lock:
+            self._collect()
             free = self._free[size]
             if free:
                 buffer = free.pop()
             else:
-                buffer = torch.empty(size, dtype=torch.uint8)
+                buffer = torch.empty(size, dtype=torch.uint8, device="cpu")
                 self._bytes += size
             self._lent += 1
         if self.poison:
             buffer.fill_(0xFF)  # all ones is NaN in every float type
         return buffer
 
-    def _give(self, buffer: Tensor) -> None:
-        with self._lock:
+    def _collect(self) -> None:
+        """Sort in what came back; the caller holds the lock."""
+        while self._returned:
+            buffer = self._returned.popleft()
             self._lent -= 1
             self._free[buffer.numel()].append(buffer)
 
@@ -95,7 +123,7 @@ class Lease:
         return self._buffer[:nbytes].view(self._dtype).view(self._shape)
 
     def __exit__(self, *exception) -> None:
-        self._arena._give(self._buffer)
+        self._arena._returned.append(self._buffer)
 
 
 arena = Arena()

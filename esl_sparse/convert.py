@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -11,11 +12,19 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from .nn import SparseLinear
+from .nn import SparseConv1d, SparseConv2d, SparseLinear, SpikingBlock
+from .nn.sparse import BlockSparseLayer
+from .ops.conv2d import layout_of
 from .rewire.distribution import DISTRIBUTIONS, Distribution, exact_counts
 from .rewire.layers import is_sparse, sparse_layers
 from .rewire.optimizer_state import param_group, twin
 from .topology import BlockLayout, resolve_block_size
+
+_SPARSE: dict[type[nn.Module], type[BlockSparseLayer]] = {
+    nn.Linear: SparseLinear,
+    nn.Conv1d: SparseConv1d,
+    nn.Conv2d: SparseConv2d,
+}
 
 # Their own forward reads the weights of the layers inside them, past those layers' forward.
 _READ_BY_PARENT = (nn.MultiheadAttention, nn.TransformerEncoderLayer)
@@ -80,15 +89,17 @@ def sparsify(
     optimizer: Optimizer | None = None,
     generator: torch.Generator | None = None,
 ) -> SparsifyReport:
-    """Replace the linear layers of a model by block-sparse ones, in place.
+    """Replace the linear layers and convolutions of a model by block-sparse ones, in place.
 
     Args:
-        model: any module that holds ``nn.Linear`` layers. Biases stay the same parameters.
+        model: any module that holds ``nn.Linear``, ``nn.Conv1d`` or ``nn.Conv2d`` layers. Biases stay the same
+            parameters.
         density: active over all weights of the converted layers and of those that the distribution makes
             dense; blocks are counted exactly.
         block_size: as for :class:`~esl_sparse.nn.SparseLinear`.
         distribution: how the density is shared out: ``"erk"``, ``"erdos_renyi"`` (paper Eq. 1), ``"uniform"``
-            or a function ``(shapes, density) -> densities``. A layer that gets density 1 stays ``nn.Linear``.
+            or a function ``(shapes, density) -> densities``. A layer that gets density 1 stays dense, unless it is
+            the convolution of a :class:`~esl_sparse.nn.SpikingBlock`, which works on bits only with blocks.
         init: ``"scratch"``: random topology, fresh weights and biases scaled by the sparse fan-in;
             ``"magnitude"``: each layer keeps its blocks of largest mean |w|, and its bias.
         exclude: names of layers, or of modules that hold layers, to leave as they are.
@@ -102,8 +113,9 @@ def sparsify(
     """
     if init not in ("scratch", "magnitude"):
         raise ValueError(f"init: expected 'scratch' or 'magnitude', got {init!r}")
-    if isinstance(model, nn.Linear):
-        raise ValueError("model: is itself an nn.Linear; use esl.nn.SparseLinear.from_dense(model, density)")
+    if type(model) in _SPARSE:
+        kind, sparse = type(model).__name__, _SPARSE[type(model)].__name__
+        raise ValueError(f"model: is itself an nn.{kind}; use esl.nn.{sparse}.from_dense(model, density)")
     share = DISTRIBUTIONS.resolve(distribution)
     weighted = {name: module for name, module in model.named_modules() if _matrices(module)}
     reasons = _reasons_to_leave(model, weighted, exclude)
@@ -111,17 +123,20 @@ def sparsify(
     shapes = [tuple(module.weight.shape) for module in candidates.values()]
     densities = dict(zip(candidates, share(shapes, density), strict=True))
     layouts = {}
+    in_blocks = _of_blocks(model)
     for name, module in candidates.items():
-        if densities[name] >= 1:
+        if densities[name] >= 1 and module not in in_blocks:
             reasons[name] = f"the distribution gives it density {densities[name]:g}"
         else:
             layouts[name] = _layout(module, block_size)
     counts = exact_counts([densities[name] for name in layouts], [lay.blocks for lay in layouts.values()])
-    make = _from_scratch if init == "scratch" else _from_magnitude
     new: dict[nn.Module, nn.Module] = {}
     for (name, layout), count in zip(layouts.items(), counts, strict=True):
         module = candidates[name]
-        layer = make(module, layout, count, generator)
+        if init == "scratch":
+            layer = _from_scratch(module, layout, count, generator)
+        else:
+            layer = _from_magnitude(module, layout, count)
         layer.train(module.training)
         layer.values.requires_grad_(module.weight.requires_grad)
         if optimizer is not None:
@@ -155,20 +170,30 @@ def densify(model: nn.Module) -> None:
     _replace_modules(model, new)
 
 
-def _layout(module: nn.Linear, block_size: str | int | tuple[int, int]) -> BlockLayout:
-    rows, cols = module.weight.shape
-    return BlockLayout(rows, cols, *resolve_block_size(block_size, rows, cols, module.weight.device.type))
+def _of_blocks(model: nn.Module) -> set[nn.Module]:
+    """Layers whose output neurons of a fused block integrate."""
+    found: set[nn.Module] = set()
+    for block in model.modules():
+        if isinstance(block, SpikingBlock):
+            found.update([block.conv, *([] if block.shortcut is None else block.shortcut.modules())])
+    return found
+
+
+def _layout(module: Any, block_size: str | int | tuple[int, int]) -> BlockLayout:
+    rows, cols, *kernel = module.weight.shape  # of a convolution: cols of one group
+    groups = module.groups if kernel else 1
+    block = resolve_block_size(block_size, rows // groups, cols, module.weight.device.type)
+    return layout_of(rows, cols * groups, math.prod(kernel), groups, block)
 
 
 def _from_scratch(
-    module: nn.Linear, layout: BlockLayout, count: int, generator: torch.Generator | None
-) -> SparseLinear:
+    module: Any, layout: BlockLayout, count: int, generator: torch.Generator | None
+) -> BlockSparseLayer:
     """A fresh layer of exactly ``count`` blocks that takes over the bias parameter."""
-    weight = module.weight
-    layer = SparseLinear(
-        module.in_features,
-        module.out_features,
-        module.bias is not None,
+    weight, kind = module.weight, _SPARSE[type(module)]
+    make: Any = kind
+    layer = make(
+        **kind._arguments_of(module),
         density=count / layout.blocks,
         block_size=(layout.bm, layout.bn),
         device=weight.device if generator is None else generator.device,
@@ -181,11 +206,10 @@ def _from_scratch(
     return layer
 
 
-def _from_magnitude(
-    module: nn.Linear, layout: BlockLayout, count: int, generator: torch.Generator | None
-) -> SparseLinear:
+def _from_magnitude(module: Any, layout: BlockLayout, count: int) -> BlockSparseLayer:
     """The ``count`` largest blocks of the layer, and its own bias parameter."""
-    layer = SparseLinear.from_dense(module, density=count / layout.blocks, block_size=(layout.bm, layout.bn))
+    kind = _SPARSE[type(module)]
+    layer = kind.from_dense(module, density=count / layout.blocks, block_size=(layout.bm, layout.bn))
     layer.bias = module.bias
     return layer
 
@@ -217,12 +241,13 @@ def _reasons_to_leave(
             return "excluded"
         if is_sparse(module):
             return "sparse already"
-        if not isinstance(module, nn.Linear):
+        base = next((dense for dense in _SPARSE if isinstance(module, dense)), None)
+        if base is None:
             return f"there is no block-sparse {kind}"
         if module in reader:
             return f"{reader[module]} reads its weight directly"
-        if type(module) is not nn.Linear:
-            return f"{kind}, a subclass of nn.Linear, may use its weight in its own way"
+        if type(module) is not base:
+            return f"{kind}, a subclass of nn.{base.__name__}, may use its weight in its own way"
         if "weight" not in module._parameters:
             return "its weight is computed from other parameters"
         if uses[module.weight] > 1:

@@ -31,7 +31,7 @@ rewirer = esl.Rewirer(
 
 
 def forward(images):
-    current = hidden(images)  # [N, 800]; the image is static, so its current is computed once
+    current = hidden(images.flatten(1))  # [N, 800]; the image is static, so its current is computed once
     return readout(lif(current.expand(T, *current.shape)))  # [T, N, classes]
 
 

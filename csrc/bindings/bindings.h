@@ -20,6 +20,8 @@ void bind_pack(py::module_& m);
 void bind_linear(py::module_& m);
 void bind_conv2d(py::module_& m);
 void bind_lif(py::module_& m);
+void bind_norm_lif(py::module_& m);
+void bind_panel_stats(py::module_& m);
 void bind_block_score(py::module_& m);
 void bind_select(py::module_& m);
 void bind_transpose_index(py::module_& m);

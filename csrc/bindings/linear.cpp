@@ -51,7 +51,7 @@ void bind_linear(py::module_& m) {
           py::gil_scoped_release release;
           return with_scratch(p, ESL_DISPATCH(linear_forward_scratch, p), scratch, scratch_bytes, [&] {
             if (x && planes) {
-              const PackParams rows_to_words{p.lanes, cols, planes, scale, p.x.data, p.x.dtype, at<uint64_t>(words),
+              const PackParams rows_to_words{p.lanes, cols, 1, planes, scale, p.x.data, p.x.dtype, at<uint64_t>(words),
                                              threads};
               if (!ESL_DISPATCH(pack, rows_to_words)) return int64_t{-1};
             }

@@ -48,6 +48,8 @@ PYBIND11_MODULE(_C, m) {
   bind_linear(m);
   bind_conv2d(m);
   bind_lif(m);
+  bind_norm_lif(m);
+  bind_panel_stats(m);
   bind_block_score(m);
   bind_select(m);
   bind_transpose_index(m);

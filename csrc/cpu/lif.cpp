@@ -6,6 +6,7 @@
 #include <cstring>
 
 #include "esl/parallel.h"
+#include "esl/surrogate.h"
 
 namespace esl::ESL_ISA {
 namespace {
@@ -14,45 +15,6 @@ constexpr int64_t kPiece = 1024;             // neurons at a time
 constexpr int64_t kWorkPerThread = 1 << 14;  // neuron steps worth a second thread
 
 inline int64_t pieces(int64_t M) { return (M + kPiece - 1) / kPiece; }
-inline int useful_threads(int64_t work, int threads) {
-  return static_cast<int>(min(threads, 1 + work / kWorkPerThread));
-}
-
-// exp(z) for z <= 0 to 2 ulp (Cephes' expf polynomial); plain arithmetic that the compiler vectorises. NaN stays NaN.
-inline float exp_negative(float z) {
-  const float clamped = z >= -87.f ? z : -87.f;
-  constexpr float kRound = 12582912.f;  // 1.5 * 2^23: adding it rounds to an integer
-  const float n = (clamped * 1.44269504f + kRound) - kRound;
-  const float r = ((z >= -87.f ? z : z < -87.f ? -87.f : z) - n * 0.693359375f) + n * 2.12194440e-4f;
-  float poly = 1.9875691500e-4f;
-  poly = poly * r + 1.3981999507e-3f;
-  poly = poly * r + 8.3334519073e-3f;
-  poly = poly * r + 4.1665795894e-2f;
-  poly = poly * r + 1.6666665459e-1f;
-  poly = poly * r + 5.0000001201e-1f;
-  const int32_t bits = (static_cast<int32_t>(n) + 127) << 23;
-  float power;
-  std::memcpy(&power, &bits, 4);
-  return ((poly * r) * r + r + 1.f) * power;
-}
-
-// inverse is 1 / width, so that no neuron divides by it.
-template <Surrogate kind>
-inline float derivative(float d, float width, float inverse) {
-  const float away = d < 0.f ? -d : d;
-  if constexpr (kind == Surrogate::triangle) {
-    const float h = 1.f - away * inverse;
-    return (h < 0.f ? 0.f : h) * inverse;
-  } else if constexpr (kind == Surrogate::rectangle) {
-    return away < width * 0.5f ? inverse : 0.f;
-  } else if constexpr (kind == Surrogate::sigmoid) {
-    const float e = exp_negative(-4.f * inverse * away);
-    return 4.f * inverse * (e / ((1.f + e) * (1.f + e)));
-  } else {
-    const float z = 3.14159265358979f * inverse * d;
-    return 1.f / (width * (1.f + z * z));
-  }
-}
 
 template <bool Hard>
 inline float reset(float u, bool spike, const LifNeuron& n) {
@@ -68,7 +30,7 @@ inline void start(float* out, const float* v, int64_t stride, int64_t first, int
 template <bool Hard>
 void forward(const LifForward& p) {
   const LifNeuron n = p.neuron;
-  parallel_for(0, pieces(p.M), useful_threads(p.T * p.M, p.threads), [&](int64_t piece) {
+  parallel_for(0, pieces(p.M), useful_threads(p.T * p.M, kWorkPerThread, p.threads), [&](int64_t piece) {
     const int64_t first = piece * kPiece, count = min(kPiece, p.M - first);
     float v[kPiece];
     start(v, p.v, p.v_stride, first, count);
@@ -90,7 +52,7 @@ template <Surrogate kind, bool Hard, bool Detach>
 void backward(const LifBackward& p) {
   const LifNeuron n = p.neuron;
   const float width = p.width, inverse = 1.f / width;
-  const int threads = useful_threads(p.T * p.M, p.threads);
+  const int threads = useful_threads(p.T * p.M, kWorkPerThread, p.threads);
   float* const sums = p.scratch + int64_t{p.threads} * (p.T + 1) * kPiece;  // of grad_tau, one a piece
   parallel_for(0, threads, threads, [&](int64_t thread) {
     float* const potentials = p.scratch + thread * (p.T + 1) * kPiece;  // u before each reset

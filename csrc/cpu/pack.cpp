@@ -8,110 +8,136 @@
 namespace esl::ESL_ISA {
 namespace {
 
-constexpr int kMaxPlanes = 4;
-
-// Levels of 16 elements: their bits per plane. False if one is no level.
-template <class T>
-inline bool binary_bits(const T* x, int n, uint16_t* bits) {
-  const f32x16 v = n == 16 ? load(x) : load(x, n);
-  const uint16_t ones = equals(v, set1(1.f)), zeros = equals(v, zero());
-  bits[0] = ones;
-  return static_cast<uint16_t>(ones | zeros) == 0xFFFF;
+// The bits of 16 elements, per plane. False if one is neither 0 nor 1.
+inline bool binary_bits(f32x16 v, uint16_t* bits) {
+  bits[0] = equals(v, set1(1.f));
+  return static_cast<uint16_t>(bits[0] | equals(v, zero())) == 0xFFFF;
 }
 
-template <class T>
-inline bool level_bits(const T* x, int n, int planes, float scale, uint16_t* bits) {
-  float v[16];
-  store(v, n == 16 ? load(x) : load(x, n));
-  const float limit = static_cast<float>(1 << planes), inverse = 1.f / scale;
-  for (int p = 0; p < planes; ++p) bits[p] = 0;
-  for (int i = 0; i < 16; ++i) {
-    const float level = v[i] * inverse;
-    if (!(level >= 0.f && level < limit)) return false;
-    const int k = static_cast<int>(level);
-    if (static_cast<float>(k) * scale != v[i]) return false;
-    for (int p = 0; p < planes; ++p) bits[p] = static_cast<uint16_t>(bits[p] | (k >> p & 1) << i);
+// False if one is no level: what is left after taking the highest plane away, then the next, must be 0. Each
+// subtraction is exact, and NaN, infinities, negative and too large numbers all leave something.
+template <int planes>
+inline bool level_bits(f32x16 v, float scale, uint16_t* bits) {
+  for (int p = planes - 1; p >= 0; --p) {
+    const float weight = scale * static_cast<float>(1 << p);
+    bits[p] = at_least(v, set1(weight));
+    v = add_where(v, bits[p], set1(-weight));
   }
-  return true;
+  return equals(v, zero()) == 0xFFFF;
 }
 
-// A group is read lane by lane, 1,024 channels at a time: whole rows for the prefetcher, and bits that stay in L1.
-constexpr int64_t kChunks = 16;  // of 64 channels
+// The same for n <= 64 elements.
+template <int planes, class T>
+inline bool word_bits(const T* x, int n, float scale, uint64_t* bits) {
+  bool good = true;
+  for (int p = 0; p < planes; ++p) bits[p] = 0;
+  for (int e = 0; e < n; e += 16) {
+    const f32x16 v = n - e < 16 ? load(x + e, n - e) : load(x + e);
+    uint16_t piece[planes];
+    good &= planes == 1 && scale == 1.f ? binary_bits(v, piece) : level_bits<planes>(v, scale, piece);
+    for (int p = 0; p < planes; ++p) bits[p] |= static_cast<uint64_t>(piece[p]) << e;
+  }
+  return good;
+}
+
+// A share of work is a span of one group's elements; the bits of its 64 lanes stay in L1.
+constexpr int64_t kSpan = 1024;
 
 template <class T>
+inline void prefetch(const T* x, int n) {
+  for (int e = 0; e < n; e += 64 / static_cast<int>(sizeof(T))) __builtin_prefetch(x + e);
+}
+
+template <class F>
+void for_spans(const Lanes& lanes, int64_t size, int threads, F f) {  // f(group, first element, elements)
+  const int64_t spans = ceil_div(size, kSpan);
+  parallel_for(0, lanes.groups() * spans, threads, [&](int64_t i) {
+    const int64_t first = i % spans * kSpan;
+    f(i / spans, first, min(size - first, kSpan));
+  });
+}
+
+template <int planes, class T>
 bool pack_rows(const PackParams& p) {
-  const int64_t groups = p.lanes.groups(), span = kChunks * 64;
+  const int64_t groups = p.lanes.groups(), size = p.channels * p.pixels;
   const T* rows = static_cast<const T*>(p.rows);
-  const bool binary = p.planes == 1 && p.scale == 1.f;
   bool good = true;
-  parallel_for(0, groups, p.threads, [&](int64_t g) {
-    const LaneRows lanes(p.lanes, g);
-    uint64_t bits[kMaxPlanes][kChunks][64];
-    for (int64_t c0 = 0; c0 < p.channels; c0 += span) {
-      const int64_t width = p.channels - c0 < span ? p.channels - c0 : span, chunks = (width + 63) / 64;
-      for (int plane = 0; plane < p.planes; ++plane)
-        std::memset(bits[plane], 0, static_cast<size_t>(chunks) * sizeof(bits[plane][0]));
-      for (int l = 0; l < 64; ++l) {
-        bool go_on;  // another thread may have met a bad element
+  for_spans(p.lanes, size, p.threads, [&](int64_t g, int64_t first, int64_t count) {
+    bool go_on;  // another thread may have met a bad element
 #pragma omp atomic read
-        go_on = good;
-        if (!go_on) return;
-        if (lanes.row[l] < 0) continue;
-        const T* x = rows + lanes.row[l] * p.channels + c0;
-        bool fine = true;
-        for (int64_t c = 0; c < width; c += 16) {
-          const int n = static_cast<int>(width - c < 16 ? width - c : 16);
-          uint16_t piece[kMaxPlanes];
-          fine &= binary ? binary_bits(x + c, n, piece) : level_bits(x + c, n, p.planes, p.scale, piece);
-          if (!fine) break;
-          for (int plane = 0; plane < p.planes; ++plane)
-            bits[plane][c / 64][l] |= static_cast<uint64_t>(piece[plane]) << (c % 64);
-        }
-        if (!fine) {
-#pragma omp atomic write
-          good = false;
-          return;
-        }
+    go_on = good;
+    if (!go_on) return;
+    const LaneRows lanes(p.lanes, g);
+    uint64_t bits[planes][kSpan / 64][64];
+    bool fine = true;
+    for (int l = 0; l < 64; ++l)
+      for (int64_t e = 0; e < count; e += 64) {
+        const int n = static_cast<int>(min(count - e, 64));
+        uint64_t word[planes] = {};
+        if (lanes.row[l] >= 0) fine &= word_bits<planes>(rows + lanes.row[l] * size + first + e, n, p.scale, word);
+        for (int plane = 0; plane < planes; ++plane) bits[plane][e / 64][l] = word[plane];
+        // Each lane's piece begins anew for the hardware's prefetcher: without this line it takes 2.5 times as long.
+        if (l < 63 && lanes.row[l + 1] >= 0) prefetch(rows + lanes.row[l + 1] * size + first + e, n);
       }
-      for (int plane = 0; plane < p.planes; ++plane)
-        for (int64_t chunk = 0; chunk < chunks; ++chunk) {
-          uint64_t* const piece = bits[plane][chunk];
-          const int64_t first = c0 + chunk * 64, n = p.channels - first < 64 ? p.channels - first : 64;
-          transpose_bits(piece);
-          std::memcpy(p.words + (plane * groups + g) * p.channels + first, piece, static_cast<size_t>(n) * 8);
-        }
+    if (!fine) {
+#pragma omp atomic write
+      good = false;
+      return;
+    }
+    Place place(p.channels, p.pixels, first);
+    for (int64_t e0 = 0; e0 < count; e0 += 64) {
+      for (int plane = 0; plane < planes; ++plane) transpose_bits(bits[plane][e0 / 64]);
+      for (int64_t e = 0; e < min(count - e0, 64); ++e, place.next())
+        for (int plane = 0; plane < planes; ++plane)
+          p.words[(plane * groups + g) * size + place.at] = bits[plane][e0 / 64][e];
     }
   });
   return good;
 }
 
 template <class T>
+bool pack_planes(const PackParams& p) {
+  switch (p.planes) {
+    case 1:
+      return pack_rows<1, T>(p);
+    case 2:
+      return pack_rows<2, T>(p);
+    case 3:
+      return pack_rows<3, T>(p);
+    default:
+      return pack_rows<4, T>(p);
+  }
+}
+
+template <class T>
 void unpack_rows(const UnpackParams& p) {
-  const int64_t chunks = (p.channels + 63) / 64, groups = p.lanes.groups();
+  const int64_t groups = p.lanes.groups(), size = p.channels * p.pixels;
   T* rows = static_cast<T*>(p.rows);
-  parallel_for(0, groups, p.threads, [&](int64_t g) {
+  for_spans(p.lanes, size, p.threads, [&](int64_t g, int64_t first, int64_t count) {
     const LaneRows lanes(p.lanes, g);
-    uint64_t bits[kMaxPlanes][64];
-    for (int64_t chunk = 0; chunk < chunks; ++chunk) {
-      const int64_t c0 = chunk * 64;
-      const int width = static_cast<int>(p.channels - c0 < 64 ? p.channels - c0 : 64);
+    const uint64_t* words = p.words + g * size;
+    Place place(p.channels, p.pixels, first);
+    for (int64_t e0 = 0; e0 < count; e0 += 64) {
+      const int n = static_cast<int>(min(count - e0, 64));
+      uint64_t bits[kMaxPlanes][64];
+      for (int e = 0; e < n; ++e, place.next())
+        for (int plane = 0; plane < p.planes; ++plane) bits[plane][e] = words[plane * groups * size + place.at];
       for (int plane = 0; plane < p.planes; ++plane) {
-        std::memset(bits[plane], 0, sizeof(bits[plane]));
-        std::memcpy(bits[plane], p.words + (plane * groups + g) * p.channels + c0, static_cast<size_t>(width) * 8);
+        std::memset(bits[plane] + n, 0, static_cast<size_t>(64 - n) * sizeof(uint64_t));
         transpose_bits(bits[plane]);
       }
       for (int l = 0; l < 64; ++l) {
         if (lanes.row[l] < 0) continue;
-        T* x = rows + lanes.row[l] * p.channels + c0;
-        for (int c = 0; c < width; c += 16) {
+        T* x = rows + lanes.row[l] * size + first + e0;
+        for (int e = 0; e < n; e += 16) {
           f32x16 v = zero();
           for (int plane = 0; plane < p.planes; ++plane)
-            v = add_where(v, static_cast<uint16_t>(bits[plane][l] >> c),
+            v = add_where(v, static_cast<uint16_t>(bits[plane][l] >> e),
                           set1(p.scale * static_cast<float>(1 << plane)));
-          if (width - c < 16)
-            store(x + c, v, width - c);
+          if (n - e < 16)
+            store(x + e, v, n - e);
           else
-            store(x + c, v);
+            store(x + e, v);
         }
       }
     }
@@ -120,21 +146,25 @@ void unpack_rows(const UnpackParams& p) {
 
 template <class T>
 void to_panels_from(const PanelParams& p) {
-  parallel_for(0, p.lanes.groups(), p.threads, [&](int64_t g) {
-    group_to_panel(static_cast<const T*>(p.rows), p.channels, LaneRows(p.lanes, g), p.panels + g * p.channels * kWord);
+  const int64_t size = p.channels * p.pixels;
+  for_spans(p.lanes, size, p.threads, [&](int64_t g, int64_t first, int64_t count) {
+    rows_to_panel(static_cast<const T*>(p.rows), p.channels, p.pixels, LaneRows(p.lanes, g), first, count,
+                  p.panels + g * size * kWord);
   });
 }
 
 template <class T>
 void from_panels_to(const PanelParams& p) {
-  parallel_for(0, p.lanes.groups(), p.threads, [&](int64_t g) {
-    group_to_rows(p.panels + g * p.channels * kWord, p.channels, LaneRows(p.lanes, g), static_cast<T*>(p.rows));
+  const int64_t size = p.channels * p.pixels;
+  for_spans(p.lanes, size, p.threads, [&](int64_t g, int64_t first, int64_t count) {
+    panel_to_rows(p.panels + g * size * kWord, p.channels, p.pixels, LaneRows(p.lanes, g), first, count,
+                  static_cast<T*>(p.rows));
   });
 }
 
 }  // namespace
 
-bool pack(const PackParams& p) { return p.dtype == Dtype::f32 ? pack_rows<float>(p) : pack_rows<bf16>(p); }
+bool pack(const PackParams& p) { return p.dtype == Dtype::f32 ? pack_planes<float>(p) : pack_planes<bf16>(p); }
 void unpack(const UnpackParams& p) { p.dtype == Dtype::f32 ? unpack_rows<float>(p) : unpack_rows<bf16>(p); }
 void to_panels(const PanelParams& p) { p.dtype == Dtype::f32 ? to_panels_from<float>(p) : to_panels_from<bf16>(p); }
 void from_panels(const PanelParams& p) { p.dtype == Dtype::f32 ? from_panels_to<float>(p) : from_panels_to<bf16>(p); }

@@ -3,41 +3,42 @@
 from __future__ import annotations
 
 import logging
-import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from urllib.request import urlopen
 
+from .atomic import replacing
 from .errors import DataError, DataNotFoundError
-from .idx import parse_idx, unpack
 
 logger = logging.getLogger(__name__)
 
 _TIMEOUT_S = 10
 
 
-def download(sha256: Mapping[str, str], mirrors: Sequence[str], folder: Path) -> None:
-    """Fetch `<name>.gz` for every name, from the first mirror that serves the right content."""
-    for name, digest in sha256.items():
-        target = folder / f"{name}.gz"
-        raw = _fetch(target.name, digest, mirrors)
-        folder.mkdir(parents=True, exist_ok=True)
-        temporary = target.with_name(f".{target.name}.{os.getpid()}")
-        temporary.write_bytes(raw)
-        os.replace(temporary, target)
+def download(
+    filenames: Iterable[str], mirrors: Sequence[str], folder: Path, check: Callable[[str, bytes], object]
+) -> None:
+    """Fetch every file from the first mirror that serves the right content.
+
+    `check(filename, content)` raises `DataError` for what is not the published file.
+    """
+    for filename in filenames:
+        content = _fetch(filename, mirrors, check)
+        with replacing(folder / filename) as file:
+            file.write(content)
 
 
-def _fetch(filename: str, digest: str, mirrors: Sequence[str]) -> bytes:
+def _fetch(filename: str, mirrors: Sequence[str], check: Callable[[str, bytes], object]) -> bytes:
     failures = []
     for mirror in mirrors:
         url = mirror + filename
         logger.info("downloading %s", url)
         try:
             with urlopen(url, timeout=_TIMEOUT_S) as response:
-                raw: bytes = response.read()
-            parse_idx(unpack(raw, Path(filename)), Path(filename), digest)
+                content: bytes = response.read()
+            check(filename, content)
         except (OSError, DataError) as error:
             failures.append(f"{url} ({getattr(error, 'reason', error)})")
         else:
-            return raw
+            return content
     raise DataNotFoundError(f"no download either: {', '.join(failures)}")

@@ -6,11 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from .dataset import Dataset, Split
+from torch import Tensor
+
+from .dataset import Dataset, Pixels, Split
 from .download import download
-from .errors import DataNotFoundError
-from .idx import read_idx
-from .search import cache_dir, find, locate, search_path
+from .idx import parse_idx, read_idx, unpack
+from .search import fetch_missing, find, locate, search_path
 
 
 @dataclass(frozen=True)
@@ -55,24 +56,39 @@ FASHION_MNIST = IdxFiles(
 
 
 def load_idx_dataset(files: IdxFiles, data_dir: Path | None = None) -> Dataset:
-    folders = search_path(files.name, files.torchvision_name, data_dir)
+    source, train, test = read_idx_files(files, data_dir)
+    return Dataset(
+        name=files.name,
+        source=source,
+        train=Split(train[0].unsqueeze(1), train[1], Pixels()),
+        test=Split(test[0].unsqueeze(1), test[1], Pixels()),
+        classes=files.classes,
+    )
+
+
+def read_idx_files(
+    files: IdxFiles, data_dir: Path | None
+) -> tuple[str, tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """The folder, then images uint8 `[N, H, W]` and labels int64 `[N]` for training and for the test."""
+    folders = search_path(files.name, [f"{files.torchvision_name}/raw"], data_dir)
     folder = find(files.sha256, folders)
     if folder is None:
-        searched = ", ".join(map(str, folders))
-        if data_dir is not None:
-            raise DataNotFoundError(f"{files.name} was not found; searched: {searched}.")
-        folder = cache_dir() / files.name
-        try:
-            download(files.sha256, files.mirrors, folder)
-        except DataNotFoundError as error:
-            raise DataNotFoundError(f"{files.name} was not found; searched: {searched}; {error}.") from None
+        what = f"{', '.join(files.sha256)} (each plain or .gz)"
+        folder = fetch_missing(
+            files.name, what, files.mirrors[0], folders, data_dir, lambda folder: _download(files, folder)
+        )
     train_images, train_labels, test_images, test_labels = (
         read_idx(locate(folder, name), digest) for name, digest in files.sha256.items()
     )
-    return Dataset(
-        name=files.name,
-        source=str(folder.resolve()),
-        train=Split(train_images, train_labels.long(), peak=255),
-        test=Split(test_images, test_labels.long(), peak=255),
-        classes=files.classes,
-    )
+    train, test = (train_images, train_labels.long()), (test_images, test_labels.long())
+    return str(folder.resolve()), train, test
+
+
+def _download(files: IdxFiles, folder: Path) -> None:
+    digests = {f"{name}.gz": digest for name, digest in files.sha256.items()}
+
+    def check(filename: str, content: bytes) -> None:
+        path = Path(filename)
+        parse_idx(unpack(content, path), path, digests[filename])
+
+    download(digests, files.mirrors, folder, check)

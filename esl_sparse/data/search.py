@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-from .errors import DataError
+from .errors import DataError, DataNotFoundError
 
 _CHECKOUT = Path(__file__).resolve().parents[2]
 _ROOTS = (Path("data"), Path("../shared/data"), _CHECKOUT.parent / "shared/data", Path("/usr/share/datasets"))
@@ -16,19 +16,45 @@ def cache_dir() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "esl_sparse"
 
 
-def search_path(name: str, torchvision_name: str, data_dir: Path | None = None) -> list[Path]:
-    """Folders that may hold the data set's files; a folder named by the caller is the only place to look."""
+def search_path(name: str, others: Sequence[str], data_dir: Path | None) -> list[Path]:
+    """Folders that may hold the data set's files; a folder named by the caller is the only place to look.
+
+    Below a root these are `name` and `others`, where other programs put the same files.
+    """
 
     def inside(root: Path) -> list[Path]:
-        return [root / name, root / torchvision_name / "raw"]
+        return [root / below for below in (name, *others)]
 
     if data_dir is not None:
-        return [data_dir, *inside(data_dir)]
+        return list(dict.fromkeys([data_dir, *inside(data_dir)]))
     named = os.environ.get("ESL_SPARSE_DATA")
     folders = [Path(named), *inside(Path(named))] if named else []
     for root in _ROOTS:
         folders += inside(root)
-    return [*folders, cache_dir() / name]
+    return list(dict.fromkeys([*folders, cache_dir() / name]))
+
+
+def fetch_missing(
+    name: str,
+    what: str,
+    home: str,
+    folders: Iterable[Path],
+    data_dir: Path | None,
+    fetch: Callable[[Path], None] | None = None,
+) -> Path:
+    """Nothing was found: the cache folder that `fetch` has filled, where it may and can.
+
+    `what` names the files, `home` is where they are published.
+    """
+    failed = f"{name} was not found; searched: {', '.join(map(str, folders))} for {what}, published at {home}"
+    if data_dir is not None or fetch is None:
+        raise DataNotFoundError(f"{failed}.")
+    folder = cache_dir() / name
+    try:
+        fetch(folder)
+    except DataNotFoundError as error:
+        raise DataNotFoundError(f"{failed}; {error}.") from None
+    return folder
 
 
 def find(names: Iterable[str], folders: Iterable[Path]) -> Path | None:

@@ -36,7 +36,13 @@ class MeanLoss(nn.Module):
 
 
 def build(config: TrainConfig, dataset: Dataset, total_steps: int) -> Parts:
-    """Seeds torch's global generator: the parts depend on the configuration alone."""
+    """Seeds torch's global generator: the parts depend on the configuration alone.
+
+    Raises:
+        ValueError: the model cannot take the data set's samples.
+    """
+    if config.model == "mlp" and dataset.event:
+        raise ValueError(f"model: {config.model} takes still images, {dataset.name} gives frames of events")
     torch.manual_seed(config.seed)
     model = SpikingMLP(
         dataset.features,

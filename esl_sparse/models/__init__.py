@@ -1,5 +1,7 @@
-"""Spiking networks to train and to compare."""
+"""Spiking networks to train and to compare. All are dense; :func:`esl_sparse.sparsify` makes them block-sparse."""
 
 from .mlp import SpikingMLP
+from .resnet19 import SpikingResNet, resnet19
+from .vggsnn import SpikingCNN, convnet, vggsnn
 
-__all__ = ["SpikingMLP"]
+__all__ = ["SpikingCNN", "SpikingMLP", "SpikingResNet", "convnet", "resnet19", "vggsnn"]

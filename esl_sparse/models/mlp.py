@@ -15,7 +15,8 @@ def dense_linear(in_features: int, out_features: int, input: str) -> nn.Module:
 
 
 class SpikingMLP(nn.Module):
-    """Static images `[B, in_features]` to outputs `[T, B, classes]`; their mean over time is the answer.
+    """Static images `[B, ...]`, `in_features` numbers each, to outputs `[T, B, classes]`; their mean over time is the
+    answer.
 
     The image is shown for `T` steps (direct encoding), so the first layer's current is computed once.
     The readout is dense and does not spike: its current of each step, or with `readout="integrate"` the
@@ -50,7 +51,7 @@ class SpikingMLP(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         first, *deeper = self.hidden
-        current = first(images)
+        current = first(images.flatten(1))
         current = current.expand(self.T, *current.shape)  # [T, B, n]
         for lif, layer in zip(self.lif, [*deeper, self.readout], strict=True):
             current = layer(lif(current))

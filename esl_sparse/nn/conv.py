@@ -160,7 +160,7 @@ class _SparseConv(BlockSparseLayer):
         """All samples and steps as ``[N, C, H, W]``."""
         raise NotImplementedError
 
-    def _packed(self, x: PackedSpikes) -> PackedSpikes:
+    def _bordered(self, x: PackedSpikes) -> PackedSpikes:
         """Spikes with the border of a ``padding_mode`` other than zeros."""
         channels = x.words.shape[-1]
         if channels != self.in_channels:
@@ -180,7 +180,7 @@ class _SparseConv(BlockSparseLayer):
     def _spikes(self, x: PackedSpikes, currents: bool) -> Any:
         run = conv2d_panels if currents else conv2d_packed
         geometry = self.geometry(*x.words.shape[2:4])
-        return run(self._packed(x), self.values, self.bias, self.topology, geometry)
+        return run(self._bordered(x), self.values, self.bias, self.topology, geometry)
 
     # What rewiring by gradient needs (see rewire.layers.GradientLayer)
 
@@ -188,7 +188,7 @@ class _SparseConv(BlockSparseLayer):
         """The input of the forward that has just run, with its border: as bits if it was spikes, else as maps."""
         if isinstance(x, PackedSpikes):
             geometry = self.geometry(*x.words.shape[2:4])
-            return _Seen(self._packed(x), currents, geometry)
+            return _Seen(self._bordered(x), currents, geometry)
         maps = self._merged(x.detach())
         geometry = self.geometry(maps.shape[2], maps.shape[3])
         if self.padding_mode != "zeros":

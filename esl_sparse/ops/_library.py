@@ -78,3 +78,8 @@ def differentiable_backward() -> bool:
 def empty(like: Tensor) -> Tensor:
     """Stands for a result that was not asked for: raw ops return tensors, never None."""
     return like.new_empty(0)
+
+
+def address(tensor: Tensor | None) -> int:
+    """As kernels take it; 0 for none."""
+    return 0 if tensor is None else tensor.data_ptr()

@@ -64,7 +64,7 @@ void check(int64_t rows, int64_t cols, int64_t bm, int64_t bn, int64_t T, int64_
   std::vector<float> x = spikes ? random.spikes(N * cols, 0.3) : random.reals(N * cols);
   std::vector<float> bias = random.reals(rows), grad = random.reals(N * rows), y = poison(N * rows);
   std::vector<uint64_t> words(static_cast<size_t>(lanes.groups() * cols));
-  if (spikes) ESL_DISPATCH(pack, (PackParams{lanes, cols, 1, 1.f, x.data(), Dtype::f32, words.data(), 2}));
+  if (spikes) ESL_DISPATCH(pack, (PackParams{lanes, cols, 1, 1, 1.f, x.data(), Dtype::f32, words.data(), 2}));
   const uint64_t* packed = spikes ? words.data() : nullptr;
 
   LinearForward f{w.view(),

@@ -1,6 +1,5 @@
 import gzip
 import io
-from urllib.error import URLError
 
 import pytest
 import torch
@@ -8,23 +7,8 @@ import torch
 from esl_sparse.data import DataError, DataNotFoundError, download, load
 from esl_sparse.data.mnist import load_idx_dataset
 
+from .conftest import offline
 from .idx_files import CONTENT, TINY, write_tiny
-
-
-@pytest.fixture
-def home(tmp_path, monkeypatch):
-    """A machine with nothing on it and no network; the working folder is `<tmp>/home/work`."""
-    work = tmp_path / "home/work"
-    work.mkdir(parents=True)
-    monkeypatch.chdir(work)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.delenv("ESL_SPARSE_DATA", raising=False)
-    monkeypatch.setattr(download, "urlopen", _offline)
-    return tmp_path
-
-
-def _offline(url, timeout):
-    raise URLError("no network")
 
 
 def _source(**kwargs):
@@ -52,7 +36,7 @@ def test_data_dir(home, below, packed):
     assert dataset.source == str(folder)
     assert (len(dataset.train), len(dataset.test), dataset.features) == (20, 10, 16)
     images, labels = dataset.train[:3]
-    assert images.shape == (3, 16)
+    assert images.shape == (3, 1, 4, 4)
     assert images.unique().tolist() == [1.0]
     assert labels.tolist() == [0, 1, 2]
 
@@ -75,7 +59,7 @@ def test_a_bad_file_stops_the_search(home):
 
 
 def test_nothing_found_says_where_and_why(home):
-    with pytest.raises(DataNotFoundError, match=r"searched: .*cache.*first.*no network.*second"):
+    with pytest.raises(DataNotFoundError, match=r"searched: .*cache.* for train-images.*no network.*second"):
         _source()
 
 
@@ -86,7 +70,7 @@ def test_download_checks_content_and_falls_over_to_the_next_mirror(home, monkeyp
 
     monkeypatch.setattr(download, "urlopen", serve)
     assert _source() == str(home / "cache/esl_sparse/tiny")
-    monkeypatch.setattr(download, "urlopen", _offline)
+    monkeypatch.setattr(download, "urlopen", offline)
     assert _source() == str(home / "cache/esl_sparse/tiny")
     assert len(list((home / "cache/esl_sparse/tiny").iterdir())) == len(CONTENT)
 
@@ -94,9 +78,20 @@ def test_download_checks_content_and_falls_over_to_the_next_mirror(home, monkeyp
 def test_digits_and_unknown_names():
     digits = load("digits")
     assert (len(digits.train), len(digits.test), digits.features) == (1437, 360, 64)
+    assert digits.shape == digits.test.shape == (1, 8, 8) and not digits.event
     assert digits.train[:100][0].max() == 1.0
     with pytest.raises(DataError, match="expected one of mnist, fashion-mnist, digits"):
         load("imagenet")
+    with pytest.raises(DataError, match=r"Unknown option 'T' of digits: it has none\."):
+        load("digits", T=4)
+    with pytest.raises(DataError, match=r"Unknown option 'size' of cifar10: it has none\."):
+        load("cifar10", size=32)
+    with pytest.raises(DataError, match=r"'steps' of dvs-cifar10: expected T, size, split, split_seed\."):
+        load("dvs-cifar10", T=4, steps=4)
+    with pytest.raises(DataError, match=r"T: expected a positive integer, got 0\."):
+        load("dvs-fashion-mnist", T=0)
+    with pytest.raises(DataError, match=r"size: expected a positive integer, got 28\.0\."):
+        load("dvs-cifar10", size=28.0)
 
 
 def test_validation_split_is_seeded_and_disjoint():

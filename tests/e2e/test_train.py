@@ -4,10 +4,14 @@ import csv
 import json
 
 import pytest
+import torch
 from PIL import Image
 
 from esl_sparse.checkpoint import load_checkpoint
-from esl_sparse.data import DataError, load
+from esl_sparse.data import DataError, Dataset, Split, load
+from esl_sparse.data.moving import MovingImages
+from esl_sparse.experiments.build import build
+from esl_sparse.experiments.config import TrainConfig
 
 DIGITS = ("--data", "digits", "--batch-size", 32, "--interval", 10, "--hidden", 128, "--lr", 0.005)
 STRUCTURES = ("dense", "mask", "static", "evolve")
@@ -123,6 +127,14 @@ def test_wrong_arguments_are_one_sentence(esl, tmp_path, monkeypatch, arguments,
     assert says in err
     assert err.startswith("esl-sparse: ") and err.count("\n") == 1
     assert not list(tmp_path.iterdir())
+
+
+def test_a_perceptron_takes_no_events():
+    images = torch.zeros(30, 28, 28, dtype=torch.uint8)
+    split = Split(images, torch.arange(30) % 10, MovingImages(T=2, size=28))
+    dataset = Dataset(name="dvs-tiny", source="here", train=split, test=split, classes=10)
+    with pytest.raises(ValueError, match="mlp takes still images, dvs-tiny gives frames of events"):
+        build(TrainConfig(), dataset, total_steps=1)
 
 
 def test_few_updates_are_warned_of(esl, tmp_path):

@@ -29,6 +29,12 @@ SHAPES = [
     (2, 3, 0, 1, 1),
     (2, 3, 4, 5, 2),
     (4, 9, 3, 1, 6),
+    (1, 1, 1, 3, 5),
+    (3, 5, 3, 4, 7),
+    (1, 8, 17, 5, 5),
+    (3, 12, 64, 2, 9),
+    (1, 40, 17, 7, 3),
+    (3, 40, 3, 1, 33),
 ]
 NARROW = [torch.float32, torch.bfloat16]  # the native kernels offer no more
 
@@ -78,6 +84,16 @@ def test_gradients_are_changes_of_layout(backend, shape):
     np.testing.assert_array_equal(grad_carrier, oracle.to_panels(rows))
 
 
+@pytest.mark.parametrize("shape", [(2, 40, 70), (2, 40, 17, 3, 5)])
+def test_bfloat16_panels(backend, shape):
+    rows = torch.randn(shape).bfloat16()
+    panels = raw.to_panels(rows)
+    assert panels.dtype == torch.bfloat16
+    five = (*shape, 1, 1)[:5]
+    np.testing.assert_array_equal(panels.float(), oracle.to_panels(rows.float().view(five).numpy()))
+    assert torch.equal(raw.from_panels(panels, *shape[:2]), rows)
+
+
 @pytest.mark.parametrize("layout", ["transposed", "sliced", "expanded"])
 def test_strides_do_not_matter(backend, layout):
     x = torch.tensor(random_levels((3, 9, 12), 2), dtype=torch.float32)
@@ -94,14 +110,61 @@ def test_strides_do_not_matter(backend, layout):
     assert torch.equal(raw.from_panels(swapped, 3, 9), x)
 
 
+@pytest.mark.parametrize(
+    "layout", ["channels last", "channels last, transposed", "transposed", "sliced", "expanded"]
+)
+@pytest.mark.parametrize("shape", [(3, 12, 17, 3, 7), (1, 5, 64, 6, 3), (2, 9, 1, 4, 5), (1, 8, 5, 1, 1)])
+def test_strides_of_feature_maps_do_not_matter(backend, shape, layout):
+    T, B = shape[:2]
+    levels = random_levels(shape, 2)
+    rows = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
+    if layout == "expanded":
+        levels, rows = (np.broadcast_to(x[:, :1], shape) for x in (levels, rows))
+
+    def strided(array):
+        x = torch.tensor(np.ascontiguousarray(array), dtype=torch.float32)
+        if layout == "channels last":
+            return x.permute(0, 1, 3, 4, 2).contiguous().permute(0, 1, 4, 2, 3)
+        if layout == "channels last, transposed":
+            return x.permute(0, 1, 4, 3, 2).contiguous().permute(0, 1, 4, 3, 2)
+        if layout == "transposed":
+            return x.transpose(0, 1).contiguous().transpose(0, 1)
+        if layout == "sliced":
+            return x.repeat(1, 1, 1, 1, 2)[..., : shape[4]]
+        return x[:, :1].expand(shape)
+
+    np.testing.assert_array_equal(pack_tensor(strided(levels), 2, 1.0).words, oracle.pack(levels, 2))
+    panels = raw.to_panels(strided(rows))
+    np.testing.assert_array_equal(panels, oracle.to_panels(rows))
+    swapped = panels.transpose(1, 4).contiguous().transpose(1, 4)
+    back = raw.from_panels(swapped, T, B)
+    np.testing.assert_array_equal(back, squeezed(torch.tensor(rows), shape))
+    assert back.is_contiguous()
+
+
 @pytest.mark.parametrize("planes,scale", [(1, 1.0), (2, 0.5)])
 @pytest.mark.parametrize("bad", [0.25, 2.0, -1.0, 4.0, math.nan, math.inf, -math.inf, 1e-30, 1 + 2**-7])
 @pytest.mark.parametrize("place", [0, 100, 3 * 9 * 12 - 1])
 def test_a_broken_promise_raises(backend, planes, scale, bad, place):
     x = torch.zeros(3, 9, 12)
     x.view(-1)[place] = bad
-    with pytest.raises(ValueError, match="input: expected"):
-        pack_tensor(x, planes, scale)
+    for rows in (x, x.view(3, 9, 3, 2, 2)):
+        with pytest.raises(ValueError, match="input: expected"):
+            pack_tensor(rows, planes, scale)
+
+
+@pytest.mark.parametrize("shape", [(2, 40, 70), (2, 40, 70, 5, 9)])
+def test_threads_change_nothing(threads, shape):
+    x = torch.tensor(random_levels(shape, 3), dtype=torch.float32)
+    results = []
+    for n in (1, 2, 5):
+        threads(n)
+        words, panels = pack_tensor(x, 3, 1.0).words, raw.to_panels(x)
+        assert torch.equal(raw.unpack(words, 2, 40, 1.0, torch.float32), x)
+        assert torch.equal(raw.from_panels(panels, 2, 40), x)
+        results.append((words, panels))
+    for words, panels in results[1:]:
+        assert torch.equal(words, results[0][0]) and torch.equal(panels, results[0][1])
 
 
 @pytest.mark.parametrize(
@@ -184,3 +247,12 @@ def test_opcheck(backend, op, shape):
         "from_panels": (raw.to_panels(x), T, B),
     }[op]
     torch.library.opcheck(getattr(raw, op).default, arguments)
+
+
+@pytest.mark.parametrize("planes", [0, 5])
+@pytest.mark.parametrize("backend", [b for b in available() if b.startswith("native")], indirect=True)
+def test_the_kernels_refuse_more_planes_than_they_hold(backend, planes):
+    with pytest.raises(ValueError, match=f"planes: expected 1 to 4, got {planes}"):
+        pack_tensor(torch.zeros(1, 2, 3), planes, 1.0)
+    with pytest.raises(ValueError, match=f"planes: expected 1 to 4, got {planes}"):
+        raw.unpack(torch.zeros(planes, 1, 1, 1, 3, dtype=torch.int64), 1, 2, 1.0, torch.float32)

@@ -21,9 +21,28 @@ struct Lanes {
     const int64_t t = lane / padded(), b = lane % padded();
     return b < B ? t * B + b : -1;
   }
+  // The lanes of a group that hold a sample, one bit each; a byte lies within one step.
+  ESL_INLINE uint64_t valid(int64_t group) const {
+    uint64_t bits = 0;
+    for (int64_t l = 0; l < 64 && group * 64 + l < count(); l += 8) {
+      const int64_t samples = B - (group * 64 + l) % padded();
+      bits |= (samples >= 8 ? uint64_t{0xFF} : (uint64_t{1} << samples) - 1) << l;
+    }
+    return bits;
+  }
 };
 
 enum class Dtype { f32, bf16 };
+
+// Panels [groups, height, width, channels, 64] and words [groups, height, width, channels]. A unit is one pixel's
+// channel. Padding lanes of currents hold anything, those of gradients zero.
+struct PanelShape {
+  Lanes lanes;
+  int64_t height, width, channels;
+
+  ESL_INLINE int64_t pixels() const { return height * width; }
+  ESL_INLINE int64_t units() const { return height * width * channels; }
+};
 
 // A float activation: rows [T * B, channels], or panels [groups, channels, 64] (float32 only).
 struct Activation {

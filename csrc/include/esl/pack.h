@@ -1,4 +1,7 @@
 // Op pack: float rows <-> spike words and panels.
+//
+// A row holds one lane's elements in (channel, pixel) order, words and panels hold them in (pixel, channel) order. Rows
+// that are in (pixel, channel) order too, as in a channels-last feature map, are those of one pixel with more channels.
 #pragma once
 
 #include <cstdint>
@@ -8,20 +11,22 @@
 
 namespace esl {
 
+constexpr int kMaxPlanes = 4;
+
 struct PackParams {
   Lanes lanes;
-  int64_t channels;
+  int64_t channels, pixels;
   int planes;
   float scale;
-  const void* rows;  // [T * B, channels]
+  const void* rows;  // [T * B, channels, pixels]
   Dtype dtype;
-  uint64_t* words;  // [planes, groups, channels]
+  uint64_t* words;  // [planes, groups, pixels, channels]
   int threads;
 };
 
 struct UnpackParams {
   Lanes lanes;
-  int64_t channels;
+  int64_t channels, pixels;
   int planes;
   float scale;
   const uint64_t* words;
@@ -32,10 +37,10 @@ struct UnpackParams {
 
 struct PanelParams {
   Lanes lanes;
-  int64_t channels;
+  int64_t channels, pixels;
   void* rows;
   Dtype dtype;
-  float* panels;  // [groups, channels, 64]
+  float* panels;  // [groups, pixels, channels, 64]
   int threads;
 };
 

@@ -12,6 +12,11 @@ namespace esl::ESL_ISA {
 inline int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
+// Threads that `work` is worth, at `grain` each.
+inline int useful_threads(int64_t work, int64_t grain, int threads) {
+  return static_cast<int>(min(threads, 1 + work / grain));
+}
+
 // f(i) for each i in [begin, end), in `threads` contiguous shares: thread k gets the same i in each call.
 // No more threads than there is work: with one, OpenMP starts no team (and so is safe in a forked process).
 template <class F>

@@ -47,6 +47,9 @@ inline f32x16 add_where(f32x16 a, const uint16_t* bits, f32x16 b) {  // loads st
 }
 inline f32x16 keep_where(uint16_t bits, f32x16 a) { return {_mm512_maskz_mov_ps(static_cast<__mmask16>(bits), a.v)}; }
 inline uint16_t equals(f32x16 a, f32x16 b) { return _mm512_cmp_ps_mask(a.v, b.v, _CMP_EQ_OQ); }
+inline uint16_t greater(f32x16 a, f32x16 b) { return _mm512_cmp_ps_mask(a.v, b.v, _CMP_GT_OQ); }
+inline uint16_t at_least(f32x16 a, f32x16 b) { return _mm512_cmp_ps_mask(a.v, b.v, _CMP_GE_OQ); }
+inline f32x16 abs(f32x16 a) { return {_mm512_abs_ps(a.v)}; }
 inline float sum(f32x16 a) { return _mm512_reduce_add_ps(a.v); }
 
 #elif defined(ESL_ISA_AVX2)
@@ -86,6 +89,20 @@ inline uint16_t equals(f32x16 x, f32x16 y) {
   const int a = _mm256_movemask_ps(_mm256_cmp_ps(x.a, y.a, _CMP_EQ_OQ));
   const int b = _mm256_movemask_ps(_mm256_cmp_ps(x.b, y.b, _CMP_EQ_OQ));
   return static_cast<uint16_t>(a | b << 8);
+}
+inline uint16_t greater(f32x16 x, f32x16 y) {
+  const int a = _mm256_movemask_ps(_mm256_cmp_ps(x.a, y.a, _CMP_GT_OQ));
+  const int b = _mm256_movemask_ps(_mm256_cmp_ps(x.b, y.b, _CMP_GT_OQ));
+  return static_cast<uint16_t>(a | b << 8);
+}
+inline uint16_t at_least(f32x16 x, f32x16 y) {
+  const int a = _mm256_movemask_ps(_mm256_cmp_ps(x.a, y.a, _CMP_GE_OQ));
+  const int b = _mm256_movemask_ps(_mm256_cmp_ps(x.b, y.b, _CMP_GE_OQ));
+  return static_cast<uint16_t>(a | b << 8);
+}
+inline f32x16 abs(f32x16 x) {
+  const __m256 sign = _mm256_set1_ps(-0.f);
+  return {_mm256_andnot_ps(sign, x.a), _mm256_andnot_ps(sign, x.b)};
 }
 inline float sum(f32x16 x) {
   const __m256 h = _mm256_add_ps(x.a, x.b);
@@ -129,6 +146,17 @@ inline uint16_t equals(f32x16 x, f32x16 y) {
   for (int i = 0; i < 16; ++i) bits |= static_cast<unsigned>(x.v[i] == y.v[i]) << i;
   return static_cast<uint16_t>(bits);
 }
+inline uint16_t greater(f32x16 x, f32x16 y) {
+  unsigned bits = 0;
+  for (int i = 0; i < 16; ++i) bits |= static_cast<unsigned>(x.v[i] > y.v[i]) << i;
+  return static_cast<uint16_t>(bits);
+}
+inline uint16_t at_least(f32x16 x, f32x16 y) {
+  unsigned bits = 0;
+  for (int i = 0; i < 16; ++i) bits |= static_cast<unsigned>(x.v[i] >= y.v[i]) << i;
+  return static_cast<uint16_t>(bits);
+}
+inline f32x16 abs(f32x16 x) { ESL_LANEWISE(__builtin_fabsf(x.v[i])) }
 inline float sum(f32x16 x) {
   float s[4] = {0, 0, 0, 0};
   for (int i = 0; i < 16; ++i) s[i & 3] += x.v[i];

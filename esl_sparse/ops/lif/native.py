@@ -9,7 +9,7 @@ from ..._native import lib
 from ...arena import arena
 from .._library import empty
 
-_SURROGATES = {"triangle": 0, "rectangle": 1, "sigmoid": 2, "atan": 3}
+SURROGATE_CODES = {"triangle": 0, "rectangle": 1, "sigmoid": 2, "atan": 3}
 
 
 def _currents(x: Tensor) -> tuple[Tensor, int]:
@@ -25,7 +25,8 @@ def _potential(v: Tensor) -> tuple[Tensor, int]:
     return (v, 0) if v.stride(0) == 0 else (v.contiguous(), 1)
 
 
-def _neuron(tau: Tensor, v_threshold: float, v_reset: float | None) -> tuple[float, float, bool, float]:
+def neuron(tau: Tensor, v_threshold: float, v_reset: float | None) -> tuple[float, float, bool, float]:
+    """tau, threshold, whether the reset is hard, reset: as kernels take them."""
     return float(tau), v_threshold, v_reset is not None, v_reset or 0.0
 
 
@@ -42,7 +43,7 @@ def forward(x: Tensor, v: Tensor, tau: Tensor, v_threshold: float, v_reset: floa
         stride,
         v.data_ptr(),
         v_stride,
-        *_neuron(tau, v_threshold, v_reset),
+        *neuron(tau, v_threshold, v_reset),
         spikes.data_ptr(),
         last.data_ptr() if want_v else 0,
         torch.get_num_threads(),
@@ -68,8 +69,8 @@ def backward(
         stride,
         v.data_ptr(),
         v_stride,
-        *_neuron(tau, v_threshold, v_reset),
-        _SURROGATES[surrogate],
+        *neuron(tau, v_threshold, v_reset),
+        SURROGATE_CODES[surrogate],
         width,
         detach_reset,
         grad_s.data_ptr(),

@@ -8,7 +8,7 @@ from torch import Tensor
 from ..._native import lib
 from ...arena import arena
 from ...packed import LANES, Lanes
-from .._library import empty
+from .._library import address, empty
 
 KERNELS = ("automatic", "masked", "tables", "events")
 _kernel = 0
@@ -18,10 +18,6 @@ def set_spike_kernel(name: str) -> None:
     """Force the kernel that multiplies spikes (tests, benchmarks); "automatic" takes the fastest known one."""
     global _kernel
     _kernel = KERNELS.index(name)
-
-
-def _address(tensor: Tensor | None) -> int:
-    return 0 if tensor is None else tensor.data_ptr()
 
 
 def _as(tensor: Tensor, dtype: torch.dtype) -> Tensor:
@@ -66,10 +62,10 @@ def forward(x, values, bias, index, call):
         bn,
         *[tensor.data_ptr() for tensor in index],
         weights.data_ptr(),
-        _address(bias),
+        address(bias),
         T,
         B,
-        _address(words),
+        address(words),
         planes,
         scale,
         0 if packed else x.data_ptr(),
@@ -119,10 +115,10 @@ def backward(grad, x, values, index, call, x_panels, needs):
         planes,
         scale,
         0 if planes else x.data_ptr(),
-        _address(grad_x),
+        address(grad_x),
         x_panels,
-        _address(grad_values),
-        _address(grad_bias),
+        address(grad_values),
+        address(grad_bias),
         torch.get_num_threads(),
     )
     return (

@@ -29,8 +29,8 @@ def broken_promise(planes: int, scale: float) -> BrokenInputPromise:
 
 
 def _pack(x: Tensor, planes: int, scale: float) -> Tensor:
-    if choose("pack", x.device.type, x.dtype) == "native" and x.dim() == 3:
-        words = native.pack(x.contiguous(), planes, scale)
+    if choose("pack", x.device.type, x.dtype) == "native":
+        words = native.pack(x, planes, scale)
     else:
         words = reference.pack(x, planes, scale)
     if words is None:
@@ -45,7 +45,7 @@ def _pack_fake(x: Tensor, planes: int, scale: float) -> Tensor:
 
 
 def _unpack(words: Tensor, T: int, B: int, scale: float, dtype: torch.dtype) -> Tensor:
-    if choose("pack", words.device.type, dtype) == "native" and words.shape[2] == words.shape[3] == 1:
+    if choose("pack", words.device.type, dtype) == "native":
         return native.unpack(words.contiguous(), T, B, scale, dtype)
     return reference.unpack(words, T, B, scale, dtype)
 
@@ -55,8 +55,8 @@ def _unpack_fake(words: Tensor, T: int, B: int, scale: float, dtype: torch.dtype
 
 
 def _to_panels(x: Tensor) -> Tensor:
-    if choose("pack", x.device.type, x.dtype) == "native" and x.dim() == 3:
-        return native.to_panels(x.contiguous())
+    if choose("pack", x.device.type, x.dtype) == "native":
+        return native.to_panels(x)
     return reference.to_panels(x)
 
 
@@ -66,8 +66,7 @@ def _to_panels_fake(x: Tensor) -> Tensor:
 
 
 def _from_panels(panels: Tensor, T: int, B: int) -> Tensor:
-    native_shape = panels.shape[1] == panels.shape[2] == 1
-    if choose("pack", panels.device.type, panels.dtype) == "native" and native_shape:
+    if choose("pack", panels.device.type, panels.dtype) == "native":
         return native.from_panels(panels.contiguous(), T, B)
     return reference.from_panels(panels, T, B)
 

@@ -1,0 +1,370 @@
+// Op norm_lif. Memory-bound: forward reads 4 bytes a lane and writes a bit; backward reads 8 and writes 4, and once
+// more reads 8 and writes 4 where gradients pass through batch statistics. A step of a sample block starts at a vector
+// of 16 lanes, or of 8 where the padded batch is no multiple of 16. Products and sums are rounded separately (no
+// contraction), so spikes equal those of the plain torch loop.
+#include "esl/norm_lif.h"
+
+#include <cstring>
+
+#include "esl/panel_tiles.h"
+#include "esl/surrogate.h"
+
+namespace esl::ESL_ISA {
+namespace {
+
+constexpr int64_t kFewSteps = 32;  // whose potentials fit on the stack
+
+// Where a lane of a unit stands.
+struct Place {
+  int64_t word, bit;
+  Place(int64_t units, int64_t unit, int64_t lane) : word((lane >> 6) * units + unit), bit(lane & 63) {}
+  int64_t panel() const { return word * kWord + bit; }
+};
+
+// N lanes, 8 or 16; of 8, the upper lanes are zero.
+template <int N>
+inline f32x16 load_lanes(const float* p) {
+  return N == kLanes ? load(p) : load(p, N);
+}
+template <int N>
+inline void store_lanes(float* p, f32x16 x) {
+  N == kLanes ? store(p, x) : store(p, x, N);
+}
+template <int N>
+inline uint16_t load_bits(const uint64_t* words, const Place& at) {
+  const char* p = reinterpret_cast<const char*>(words + at.word) + at.bit / 8;  // little-endian
+  uint16_t bits = 0;
+  std::memcpy(&bits, p, N / 8);
+  return bits;
+}
+template <int N>
+inline void store_bits(uint64_t* words, const Place& at, uint16_t bits) {
+  std::memcpy(reinterpret_cast<char*>(words + at.word) + at.bit / 8, &bits, N / 8);
+}
+template <int N>
+inline uint16_t valid_samples(const Lanes& lanes, int64_t b) {
+  return static_cast<uint16_t>((1u << min(N, lanes.B - b)) - 1);
+}
+
+struct Affine {
+  f32x16 a[2], b[2];
+  Affine(const NormLifInput& in, int64_t c) {
+    for (int i = 0; i < 2; ++i) {
+      a[i] = set1(in.current[i].a ? in.current[i].a[c] : 1.f);
+      b[i] = set1(in.current[i].b ? in.current[i].b[c] : 0.f);
+    }
+  }
+};
+
+template <int N>
+ESL_INLINE f32x16 total(const NormLifInput& in, const Affine& norm, const Place& at) {
+  f32x16 x = norm.a[0] * load_lanes<N>(in.current[0].panel + at.panel()) + norm.b[0];
+  if (in.current[1].panel) x = x + (norm.a[1] * load_lanes<N>(in.current[1].panel + at.panel()) + norm.b[1]);
+  if (!in.planes) return x;
+  const int64_t plane_words = in.shape.lanes.groups() * in.shape.units();
+  f32x16 level = zero();
+  for (int p = 0; p < in.planes; ++p)
+    level = add_where(level, load_bits<N>(in.residual + p * plane_words, at), set1(static_cast<float>(1 << p)));
+  return x + set1(in.residual_scale) * level;
+}
+
+template <bool Hard>
+inline f32x16 after_reset(f32x16 u, uint16_t spikes, const LifNeuron& n) {
+  if constexpr (Hard) return add_where(keep_where(static_cast<uint16_t>(~spikes), u), spikes, set1(n.v_reset));
+  return add_where(u, spikes, set1(-n.v_threshold));
+}
+inline f32x16 start(const LifNeuron& n) { return set1(n.hard_reset ? n.v_reset : 0.f); }
+
+// Parameters are copied where work begins, here and below: what is stored could change those behind a reference, so the
+// compiler would load them again after each store.
+template <int N, bool Hard>
+void forward(const NormLifForward& params) {
+  parallel_for(0, tiles(params.in.shape), threads_for(params.in.shape, params.in.threads), [&](int64_t index) {
+    const NormLifForward p = params;
+    const NormLifInput& in = p.in;
+    const int64_t T = in.shape.lanes.T, padded = in.shape.lanes.padded(), lanes = T * padded, units = in.shape.units();
+    const f32x16 tau = set1(in.neuron.tau), threshold = set1(in.neuron.v_threshold);
+    const Tile tile(in.shape, index);
+    for (int64_t pixel = tile.pixel; pixel < tile.last_pixel; ++pixel)
+      for (int64_t c = tile.channel; c < tile.last_channel; ++c) {
+        const int64_t unit = pixel * in.shape.channels + c;
+        const Affine norm(in, c);
+        if (lanes % kWord) p.words[Place(units, unit, lanes).word] = 0;
+        for (int64_t b = 0; b < padded; b += N) {
+          const uint16_t valid = valid_samples<N>(in.shape.lanes, b);
+          f32x16 v = start(in.neuron);
+          for (int64_t t = 0; t < T; ++t) {
+            const Place at(units, unit, t * padded + b);
+            const f32x16 u = tau * v + total<N>(in, norm, at);
+            const uint16_t spikes = greater(u, threshold) & valid;
+            store_bits<N>(p.words, at, spikes);
+            v = after_reset<Hard>(u, spikes, in.neuron);
+          }
+        }
+      }
+  });
+}
+
+// The gradient of a current follows from g, that of the sum of currents. Where the statistics are constant it is a * g,
+// else a * (g - mean(g) - (current - mean) * slope) with slope = rstd^2 * mean(g * (current - mean)).
+inline bool through_stats(const NormGradient& norm) { return norm.batch_stats && norm.grad_current; }
+
+// Where the first pass leaves g for a second one; null where it can finish the gradients itself.
+inline float* kept_g(const NormLifBackward& p) {
+  if (!through_stats(p.norm[0]) && !through_stats(p.norm[1])) return nullptr;
+  return p.grad_residual ? p.grad_residual : p.norm[0].grad_current ? p.norm[0].grad_current : p.norm[1].grad_current;
+}
+
+// Doubles of each part of the scratch, in this order.
+struct Scratch {
+  int64_t sums, tau, means, potentials;
+
+  explicit Scratch(const NormLifBackward& p) {
+    const PanelShape& s = p.in.shape;
+    sums = tile_rows(s) * 3 * s.channels;  // of g, of g * (current - mean) for both currents
+    tau = tiles(s);
+    means = 3 * s.channels;  // mean of g, slopes
+    potentials = s.lanes.T > kFewSteps ? threads_for(s, p.in.threads) * s.lanes.T * kLanes / 2 : 0;
+  }
+};
+
+struct Coefficients : Affine {
+  f32x16 mean[2], mean_g, slope[2];
+
+  Coefficients(const NormLifBackward& p, int64_t c, const double* means) : Affine(p.in, c) {
+    mean_g = means ? set1(static_cast<float>(means[c])) : zero();
+    for (int i = 0; i < 2; ++i) {
+      mean[i] = p.norm[i].mean ? set1(p.norm[i].mean[c]) : zero();
+      slope[i] = means ? set1(static_cast<float>(means[(i + 1) * p.in.shape.channels + c])) : zero();
+    }
+  }
+};
+
+// Write the gradients that follow from g at N lanes of the panels; padding lanes get zero.
+template <int N>
+ESL_INLINE void finish(const NormLifBackward& p, const Coefficients& k, int64_t at, uint16_t valid, f32x16 g) {
+  for (int i = 0; i < 2; ++i) {
+    const NormGradient& norm = p.norm[i];
+    if (!norm.grad_current) continue;
+    f32x16 grad = g;
+    if (norm.batch_stats) grad = g - k.mean_g - (load_lanes<N>(p.in.current[i].panel + at) - k.mean[i]) * k.slope[i];
+    store_lanes<N>(norm.grad_current + at, keep_where(valid, k.a[i] * grad));
+  }
+}
+
+// Sums of one tile, in vectors.
+struct TileSums {
+  f32x16 g[kTileChannels], gx[2][kTileChannels], tau;
+
+  TileSums() : tau(zero()) {
+    for (int64_t c = 0; c < kTileChannels; ++c) g[c] = gx[0][c] = gx[1][c] = zero();
+  }
+};
+
+// The first pass: back through time.
+template <Surrogate kind, int N, bool Hard>
+struct ThroughTime {
+  const NormLifBackward p;
+  const NormLifInput in;
+  const LifNeuron n;
+  const int64_t T, padded, lanes, units, pooled_units;
+  const f32x16 tau, threshold, share;
+  const float inverse;
+  float* const whole;
+  const bool wants_gx[2];
+
+  explicit ThroughTime(const NormLifBackward& call)
+      : p(call),
+        in(p.in),
+        n(in.neuron),
+        T(in.shape.lanes.T),
+        padded(in.shape.lanes.padded()),
+        lanes(T * padded),
+        units(in.shape.units()),
+        pooled_units((in.shape.height / p.pool) * (in.shape.width / p.pool) * in.shape.channels),
+        tau(set1(n.tau)),
+        threshold(set1(n.v_threshold)),
+        share(set1(1.f / static_cast<float>(p.pool * p.pool))),
+        inverse(1.f / p.width),
+        whole(kept_g(p)),
+        wants_gx{through_stats(p.norm[0]) || p.norm[0].grad_gamma, through_stats(p.norm[1]) || p.norm[1].grad_gamma} {}
+
+  ESL_INLINE void put(const Coefficients& k, int64_t at, uint16_t valid, f32x16 g) const {
+    if (whole) return store_lanes<N>(whole + at, g);
+    finish<N>(p, k, at, valid, g);
+    if (p.grad_residual) store_lanes<N>(p.grad_residual + at, g);
+  }
+
+  // N samples of a unit, all steps. grad_unit: of the pooled gradient, -1 where pooling drops the pixel.
+  ESL_INLINE void samples(int64_t unit, int64_t grad_unit, int64_t b, const Coefficients& k, float* potentials,
+                          int64_t c, TileSums& sums) const {
+    const uint16_t valid = valid_samples<N>(in.shape.lanes, b);
+    f32x16 v = start(n);
+    for (int64_t t = 0; t < T; ++t) {
+      const Place at(units, unit, t * padded + b);
+      const f32x16 u = tau * v + keep_where(valid, total<N>(in, k, at));
+      store(potentials + t * kLanes, u);
+      v = after_reset<Hard>(u, load_bits<N>(p.words, at), n);
+    }
+    f32x16 grad_v = zero(), sum_g = zero(), sum_gx[2] = {zero(), zero()};
+    for (int64_t t = T - 1; t >= 0; --t) {
+      const int64_t lane = t * padded + b;
+      const Place at(units, unit, lane);
+      const f32x16 u = load(potentials + t * kLanes);
+      f32x16 grad = zero();
+      if (grad_unit >= 0) grad = share * load_lanes<N>(p.grad + Place(pooled_units, grad_unit, lane).panel());
+      if (!p.detach_reset) grad = grad + grad_v * (Hard ? set1(n.v_reset) - u : set1(-n.v_threshold));
+      const auto silent = static_cast<uint16_t>(~load_bits<N>(p.words, at));
+      const f32x16 g =
+          grad * derivative<kind>(u - threshold, p.width, inverse) + (Hard ? keep_where(silent, grad_v) : grad_v);
+      grad_v = tau * g;
+      put(k, at.panel(), valid, g);
+      sum_g = sum_g + g;
+      for (int i = 0; i < 2; ++i) {
+        if (!wants_gx[i]) continue;
+        const f32x16 centred = load_lanes<N>(in.current[i].panel + at.panel()) - k.mean[i];
+        sum_gx[i] = sum_gx[i] + keep_where(valid, g * centred);
+      }
+      if (!p.grad_tau) continue;
+      f32x16 before = start(n);
+      if (t > 0) {
+        const uint16_t spikes = load_bits<N>(p.words, Place(units, unit, lane - padded));
+        before = after_reset<Hard>(load(potentials + (t - 1) * kLanes), spikes, n);
+      }
+      sums.tau = sums.tau + g * before;
+    }
+    sums.g[c] = sums.g[c] + sum_g;
+    for (int i = 0; i < 2; ++i) sums.gx[i][c] = sums.gx[i][c] + sum_gx[i];
+  }
+
+  void tile(int64_t index, float* potentials, double* sums_out, double* tau_out) const {
+    const PanelShape& s = in.shape;
+    const Tile tile(s, index);
+    TileSums sums;
+    for (int64_t pixel = tile.pixel; pixel < tile.last_pixel; ++pixel) {
+      const int64_t y = pixel / s.width / p.pool, x = pixel % s.width / p.pool;
+      const bool dropped = y >= s.height / p.pool || x >= s.width / p.pool;
+      const int64_t grad_pixel = y * (s.width / p.pool) + x;
+      for (int64_t c = tile.channel; c < tile.last_channel; ++c) {
+        const int64_t unit = pixel * s.channels + c, grad_unit = dropped ? -1 : grad_pixel * s.channels + c;
+        const Coefficients k(p, c, nullptr);
+        for (int64_t b = 0; b < padded; b += N) samples(unit, grad_unit, b, k, potentials, c - tile.channel, sums);
+        // The rest of the last group: a multiple of N, as is the count of lanes.
+        for (int64_t lane = lanes; lane < s.lanes.groups() * kWord; lane += N)
+          put(k, Place(units, unit, lane).panel(), 0, zero());
+      }
+    }
+    double* const out = sums_out + tile.row * 3 * s.channels;
+    for (int64_t c = tile.channel; c < tile.last_channel; ++c) {
+      out[c] = sum(sums.g[c - tile.channel]);
+      for (int i = 0; i < 2; ++i) out[(i + 1) * s.channels + c] = sum(sums.gx[i][c - tile.channel]);
+    }
+    tau_out[index] = sum(sums.tau);
+  }
+};
+
+template <Surrogate kind, int N, bool Hard>
+void through_time(const NormLifBackward& p) {
+  const PanelShape& s = p.in.shape;
+  const Scratch size(p);
+  const int threads = threads_for(s, p.in.threads);
+  double* const tau = p.scratch + size.sums;
+  float* const own = reinterpret_cast<float*>(tau + size.tau + size.means);
+  parallel_for(0, threads, threads, [&](int64_t thread) {
+    const ThroughTime<kind, N, Hard> pass(p);
+    float few[kFewSteps * kLanes];
+    float* const potentials = pass.T <= kFewSteps ? few : own + thread * pass.T * kLanes;  // before each reset
+    for (int64_t i = tiles(s) * thread / threads; i < tiles(s) * (thread + 1) / threads; ++i)
+      pass.tile(i, potentials, p.scratch, tau);
+  });
+}
+
+// Combine the tiles' sums, in their order.
+void combine(const NormLifBackward& p, const Scratch& size) {
+  const PanelShape& s = p.in.shape;
+  const int64_t C = s.channels;
+  const double count = static_cast<double>(s.lanes.rows() * s.pixels());
+  double* const total = p.scratch + size.sums + size.tau;
+  for (int64_t i = 0; i < 3 * C; ++i) total[i] = 0;
+  for (int64_t row = 0; row < tile_rows(s); ++row)
+    for (int64_t i = 0; i < 3 * C; ++i) total[i] += p.scratch[row * 3 * C + i];
+  for (int64_t c = 0; c < C; ++c) {
+    for (int i = 0; i < 2; ++i) {
+      const NormGradient& norm = p.norm[i];
+      double& gx = total[(i + 1) * C + c];
+      const double rstd = norm.rstd ? norm.rstd[c] : 1;
+      if (norm.grad_gamma) norm.grad_gamma[c] = static_cast<float>(gx * rstd);
+      if (norm.grad_beta) norm.grad_beta[c] = static_cast<float>(total[c]);
+      gx = gx * rstd * rstd / count;
+    }
+    total[c] /= count;
+  }
+  if (!p.grad_tau) return;
+  *p.grad_tau = 0;
+  for (int64_t i = 0; i < size.tau; ++i) *p.grad_tau += p.scratch[size.sums + i];
+}
+
+// The second pass: from g and the statistics' gradients to those of the currents, in place.
+void finish_all(const NormLifBackward& params, const float* whole, const double* means) {
+  parallel_for(0, tiles(params.in.shape), threads_for(params.in.shape, params.in.threads), [&](int64_t index) {
+    const NormLifBackward p = params;
+    const PanelShape& s = p.in.shape;
+    const float* const g = whole;
+    const Tile tile(s, index);
+    for (int64_t group = 0; group < s.lanes.groups(); ++group) {
+      const uint64_t valid = s.lanes.valid(group);
+      for (int64_t pixel = tile.pixel; pixel < tile.last_pixel; ++pixel)
+        for (int64_t c = tile.channel; c < tile.last_channel; ++c) {
+          const Coefficients k(p, c, means);
+          const int64_t at = (group * s.units() + pixel * s.channels + c) * kWord;
+          for (int q = 0; q < kWord; q += kLanes)
+            finish<kLanes>(p, k, at + q, static_cast<uint16_t>(valid >> q), load(g + at + q));
+        }
+    }
+  });
+}
+
+template <Surrogate kind>
+void backward_of(const NormLifBackward& p) {
+  const bool half = p.in.shape.lanes.padded() % kLanes != 0;
+  if (p.in.neuron.hard_reset)
+    half ? through_time<kind, 8, true>(p) : through_time<kind, kLanes, true>(p);
+  else
+    half ? through_time<kind, 8, false>(p) : through_time<kind, kLanes, false>(p);
+}
+
+}  // namespace
+
+void norm_lif_forward(const NormLifForward& p) {
+  const bool half = p.in.shape.lanes.padded() % kLanes != 0;
+  if (p.in.neuron.hard_reset)
+    half ? forward<8, true>(p) : forward<kLanes, true>(p);
+  else
+    half ? forward<8, false>(p) : forward<kLanes, false>(p);
+}
+
+int64_t norm_lif_backward_scratch(const NormLifBackward& p) {
+  const Scratch size(p);
+  return size.sums + size.tau + size.means + size.potentials;
+}
+
+void norm_lif_backward(const NormLifBackward& p) {
+  switch (p.surrogate) {
+    case Surrogate::triangle:
+      backward_of<Surrogate::triangle>(p);
+      break;
+    case Surrogate::rectangle:
+      backward_of<Surrogate::rectangle>(p);
+      break;
+    case Surrogate::sigmoid:
+      backward_of<Surrogate::sigmoid>(p);
+      break;
+    default:
+      backward_of<Surrogate::atan>(p);
+  }
+  const Scratch size(p);
+  combine(p, size);
+  if (const float* whole = kept_g(p)) finish_all(p, whole, p.scratch + size.sums + size.tau);
+}
+
+}  // namespace esl::ESL_ISA
