@@ -13,11 +13,22 @@ import torch
 from . import _native
 from ._version import __version__
 
+_CPU_OPS = (
+    "pack",
+    "pool",
+    "linear",
+    "conv2d",
+    "lif",
+    "norm_lif",
+    "block_score",
+    "select",
+    "transpose_index",
+)
 # The ops that each implementation offers, best first: the automatic choice is the first that can serve.
 BACKENDS: dict[str, tuple[str, ...]] = {
-    "native": ("pack", "linear", "conv2d", "lif", "norm_lif", "block_score", "select", "transpose_index"),
+    "native": _CPU_OPS,
     "triton": ("linear",),
-    "reference": ("pack", "linear", "conv2d", "lif", "norm_lif", "block_score", "select", "transpose_index"),
+    "reference": _CPU_OPS,
 }
 _DTYPES = {
     "native": (torch.float32, torch.bfloat16),

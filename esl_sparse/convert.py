@@ -235,7 +235,7 @@ def _reasons_to_leave(
             reader.update((child, type(parent).__name__) for child in parent.children())
     uses = Counter(param for module in weighted.values() for param in _matrices(module))
 
-    def reason(module: nn.Module) -> str:
+    def reason(module: Any) -> str:
         kind = type(module).__name__
         if module in excluded:
             return "excluded"

@@ -17,6 +17,7 @@ T* at(uintptr_t address) {
 inline Dtype dtype(bool bf16) { return bf16 ? Dtype::bf16 : Dtype::f32; }
 
 void bind_pack(py::module_& m);
+void bind_pool(py::module_& m);
 void bind_linear(py::module_& m);
 void bind_conv2d(py::module_& m);
 void bind_lif(py::module_& m);

@@ -45,6 +45,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("set_isa", [](const std::string& name) { isa_set(isa_from_name(name)); });
   m.def("supported_isas", [] { return isas([](Isa isa) { return isa_compiled(isa) && isa_supported(isa); }); });
   bind_pack(m);
+  bind_pool(m);
   bind_linear(m);
   bind_conv2d(m);
   bind_lif(m);

@@ -6,9 +6,13 @@ from .conv import SparseConv1d, SparseConv2d
 from .lif import LIF, reset
 from .linear import SparseLinear
 from .loss import TETLoss
+from .pool import AdaptiveAvgPool2d, AvgPool2d, MaxPool2d
 
 __all__ = [
     "LIF",
+    "AdaptiveAvgPool2d",
+    "AvgPool2d",
+    "MaxPool2d",
     "MergeTime",
     "SparseConv1d",
     "SparseConv2d",

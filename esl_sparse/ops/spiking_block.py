@@ -49,7 +49,7 @@ class Current(NamedTuple):
             current.
         carrier: what takes the gradient.
         convolution: None: the current is given.
-        values, bias, index: its weight.
+        values, bias, weight_index: its weight.
         gamma, beta: of the norm, or None.
         mean, var: running statistics ``[C]``; None: no norm, or that of the batch.
         batch_stats: normalise by the statistics of this batch.
@@ -61,7 +61,7 @@ class Current(NamedTuple):
     convolution: Convolution | None
     values: Tensor | None
     bias: Tensor | None
-    index: tuple[Tensor, ...]
+    weight_index: tuple[Tensor, ...]
     gamma: Tensor | None
     beta: Tensor | None
     mean: Tensor | None
@@ -86,7 +86,7 @@ _TENSORS = 13  # of a current: carrier, source, values, bias, gamma, beta, mean,
 
 
 def _flat(current: Current) -> tuple[Tensor | None, ...]:
-    index = current.index or (None,) * 5
+    index = current.weight_index or (None,) * 5
     head = (current.carrier, current.source, current.values, current.bias)
     return (*head, current.gamma, current.beta, current.mean, current.var, *index)
 
@@ -109,7 +109,9 @@ def _convolve(
 class _SpikingBlock(torch.autograd.Function):
     @staticmethod
     def forward(spec, tau, residual_carrier, residual, *tensors):
-        currents, moments, stats_out = [], [], []
+        currents: list[Tensor | None] = []
+        moments: list[Tensor] = []
+        stats_out: list[Tensor] = []
         for k, (convolution, (normed, batch, eps)) in enumerate(
             zip(spec.convolutions, spec.norms, strict=True)
         ):
@@ -119,7 +121,7 @@ class _SpikingBlock(torch.autograd.Function):
                 stats = panel_stats(current, spec.T, spec.B)
             mean = rstd = None
             if normed:
-                mean, var = (stats[0], stats[1]) if batch else (part[6].double(), part[7].double())
+                mean, var = (part[6].double(), part[7].double()) if stats is None else (stats[0], stats[1])
                 mean, rstd = mean.to(current.dtype), (var + eps).rsqrt().to(current.dtype)
             currents += [current, *affine(mean, rstd, part[4], part[5])]
             moments += [

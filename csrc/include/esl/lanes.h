@@ -9,6 +9,8 @@
 
 namespace esl {
 
+constexpr int kMaxPlanes = 4;  // bits of a small integer
+
 struct Lanes {
   int64_t T, B;
 

@@ -11,8 +11,6 @@
 
 namespace esl {
 
-constexpr int kMaxPlanes = 4;
-
 struct PackParams {
   Lanes lanes;
   int64_t channels, pixels;

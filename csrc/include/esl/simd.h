@@ -37,6 +37,7 @@ inline f32x16 load(const bf16* p) {
 inline f32x16 operator+(f32x16 a, f32x16 b) { return {_mm512_add_ps(a.v, b.v)}; }
 inline f32x16 operator-(f32x16 a, f32x16 b) { return {_mm512_sub_ps(a.v, b.v)}; }
 inline f32x16 operator*(f32x16 a, f32x16 b) { return {_mm512_mul_ps(a.v, b.v)}; }
+inline f32x16 operator/(f32x16 a, f32x16 b) { return {_mm512_div_ps(a.v, b.v)}; }
 inline f32x16 fmadd(f32x16 a, f32x16 b, f32x16 c) { return {_mm512_fmadd_ps(a.v, b.v, c.v)}; }
 // a + b where the lane's bit is set, else a.
 inline f32x16 add_where(f32x16 a, uint16_t bits, f32x16 b) {
@@ -73,6 +74,7 @@ inline f32x16 load(const bf16* p) {
 inline f32x16 operator+(f32x16 x, f32x16 y) { return {_mm256_add_ps(x.a, y.a), _mm256_add_ps(x.b, y.b)}; }
 inline f32x16 operator-(f32x16 x, f32x16 y) { return {_mm256_sub_ps(x.a, y.a), _mm256_sub_ps(x.b, y.b)}; }
 inline f32x16 operator*(f32x16 x, f32x16 y) { return {_mm256_mul_ps(x.a, y.a), _mm256_mul_ps(x.b, y.b)}; }
+inline f32x16 operator/(f32x16 x, f32x16 y) { return {_mm256_div_ps(x.a, y.a), _mm256_div_ps(x.b, y.b)}; }
 inline f32x16 fmadd(f32x16 x, f32x16 y, f32x16 z) {
   return {_mm256_fmadd_ps(x.a, y.a, z.a), _mm256_fmadd_ps(x.b, y.b, z.b)};
 }
@@ -138,9 +140,16 @@ inline void store(float* p, f32x16 x) {
 inline f32x16 operator+(f32x16 x, f32x16 y) { ESL_LANEWISE(x.v[i] + y.v[i]) }
 inline f32x16 operator-(f32x16 x, f32x16 y) { ESL_LANEWISE(x.v[i] - y.v[i]) }
 inline f32x16 operator*(f32x16 x, f32x16 y) { ESL_LANEWISE(x.v[i] * y.v[i]) }
+inline f32x16 operator/(f32x16 x, f32x16 y) { ESL_LANEWISE(x.v[i] / y.v[i]) }
 inline f32x16 fmadd(f32x16 x, f32x16 y, f32x16 z) { ESL_LANEWISE(x.v[i] * y.v[i] + z.v[i]) }
-inline f32x16 keep_where(uint16_t bits, f32x16 x) { ESL_LANEWISE(bits >> i & 1 ? x.v[i] : 0.f) }
-inline f32x16 add_where(f32x16 x, uint16_t bits, f32x16 y) { ESL_LANEWISE(bits >> i & 1 ? x.v[i] + y.v[i] : x.v[i]) }
+inline f32x16 keep_where(uint16_t bits, f32x16 x) {  // by masks: a choice per lane became 16 unforeseeable jumps
+  uint32_t u[16];
+  std::memcpy(u, x.v, sizeof u);
+  for (int i = 0; i < 16; ++i) u[i] &= (bits & 1u << i) ? ~0u : 0u;
+  std::memcpy(x.v, u, sizeof u);
+  return x;
+}
+inline f32x16 add_where(f32x16 x, uint16_t bits, f32x16 y) { return x + keep_where(bits, y); }
 inline uint16_t equals(f32x16 x, f32x16 y) {
   unsigned bits = 0;
   for (int i = 0; i < 16; ++i) bits |= static_cast<unsigned>(x.v[i] == y.v[i]) << i;
