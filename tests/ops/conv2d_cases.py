@@ -51,7 +51,9 @@ CASES = {
     "1x5": Case(6, 5, (1, 5), (1, 40), (4, 2), padding=(0, 2), T=1, B=9),
     "5x1": Case(5, 6, (5, 1), (11, 2), (2, 4), stride=(2, 1), padding=(2, 0), T=1, B=17),
     "dilated": Case(6, 7, (3, 2), (9, 8), (4, 4), dilation=(2, 3), padding=(2, 1), B=20),
-    "dilated-strided": Case(5, 6, (2, 3), (8, 9), (1, 1), stride=(1, 2), dilation=(3, 2), padding=(1, 3), B=4),
+    "dilated-strided": Case(
+        5, 6, (2, 3), (8, 9), (1, 1), stride=(1, 2), dilation=(3, 2), padding=(1, 3), B=4
+    ),
     "same-even-kernel": Case(5, 8, (4, 2), (6, 5), (4, 4), padding="same", B=10),
     "same-dilated": Case(4, 5, (2, 3), (5, 6), (2, 2), padding="same", dilation=(3, 2), B=16),
     "asymmetric": Case(5, 6, (3, 3), (5, 6), (4, 4), stride=(2, 1), padding=(2, 0, 0, 1), B=7),
@@ -181,9 +183,7 @@ class Problem:
         return [self.x, self.values, *([] if self.bias is None else [self.bias])]
 
     def maps_result(self) -> torch.Tensor:
-        return conv2d(
-            self.x, self.values, self.bias, self.topology, self.geometry, self.planes, self.scale
-        )
+        return conv2d(self.x, self.values, self.bias, self.topology, self.geometry, self.planes, self.scale)
 
     def expected(self) -> dict[str, tuple[np.ndarray, np.ndarray]]:
         """Each result and the sum of absolute values that its error is measured by."""

@@ -1,5 +1,6 @@
 """conv2d against torch's own convolution in float64: results and every gradient, by every implementation."""
 
+import dataclasses
 import itertools
 import math
 
@@ -8,15 +9,28 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from esl_sparse import BlockTopology
 from esl_sparse.ops._library import raw
-from esl_sparse.ops.conv2d import conv2d, conv2d_packed, conv2d_panels, native
+from esl_sparse.ops.conv2d import (
+    Geometry,
+    conv2d,
+    conv2d_grad_values,
+    conv2d_packed,
+    conv2d_panels,
+    native,
+)
+from esl_sparse.packed import Lanes
+from esl_sparse.topology import index_from_block_ids
 
 from .. import oracle
 from ..conftest import available
 from .conv2d_cases import CASES, Case, Problem, assert_close, check, torch_conv2d
 from .linear_cases import OFFERED
 
-pytestmark = pytest.mark.usefixtures("poison")
+pytestmark = [
+    pytest.mark.usefixtures("poison"),
+    pytest.mark.filterwarnings("ignore:Using padding='same'"),  # torch's, about speed
+]
 
 NATIVE = [backend for backend in available() if backend.startswith("native")]
 BACKENDS = [backend for backend in available() if backend != "triton"]
@@ -32,16 +46,14 @@ VARIANTS = [
 
 
 def pairs(dtype):
-    """Every case with two variants, and every variant with many cases."""
-    for i, case in enumerate(CASES):
-        shift = len(dtype) + i
-        yield from ((case, *VARIANTS[(shift + 3 * k) % len(VARIANTS)]) for k in range(2))
+    """Every case once, every variant with many of them; others for another dtype."""
+    for shift, case in enumerate(CASES, start=len(dtype)):
+        yield case, *VARIANTS[shift % len(VARIANTS)]
 
 
 @pytest.mark.parametrize("backend", BACKENDS, indirect=True)
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("kind,form", [("binary", "panels"), ("levels3", "packed"), ("float", "maps")])
-@pytest.mark.filterwarnings("ignore:Using padding='same'")
 def test_agrees_with_torch(backend, case, kind, form):
     check(CASES[case], kind, form, "float32")
 
@@ -56,7 +68,6 @@ def test_agrees_with_torch(backend, case, kind, form):
     ],
     indirect=["backend"],
 )
-@pytest.mark.filterwarnings("ignore:Using padding='same'")
 def test_agrees_with_torch_in_every_precision(backend, case, kind, form, dtype):
     check(CASES[case], kind, form, dtype)
 
@@ -193,7 +204,9 @@ def test_nan_and_infinity_propagate(backend, block, kind, where, bad):
     assert any(must[name].any() for name in must)
 
 
-@pytest.mark.parametrize("case", ["3x3-112-lanes", "3x3-136-lanes", "1x1-kernel-one-pixel", "groups", "many-tables"])
+@pytest.mark.parametrize(
+    "case", ["3x3-112-lanes", "3x3-136-lanes", "1x1-kernel-one-pixel", "groups", "many-tables"]
+)
 @pytest.mark.parametrize("kind", ["binary", "levels3"])
 def test_statistics_of_a_large_mean(backend, case, kind):
     """As exact as float64 sums over the panel that is returned; sums of squares would cancel."""
@@ -217,12 +230,20 @@ def test_statistics_change_nothing_else(backend, case):
     assert not stats.requires_grad
 
 
-@pytest.mark.parametrize("groups", [1, 6])
-@pytest.mark.parametrize("block", [(1, 1), (4, 4), (8, 2)])
-@pytest.mark.parametrize("kind,form", [("binary", "panels"), ("levels3", "packed"), ("float", "maps")])
+@pytest.mark.parametrize(
+    "kind,form,block,groups",
+    [
+        ("binary", "panels", (4, 4), 1),
+        ("binary", "panels", (1, 1), 6),
+        ("levels3", "packed", (1, 1), 1),
+        ("levels3", "packed", (8, 2), 2),
+        ("float", "maps", (8, 2), 1),
+        ("float", "maps", (4, 4), 6),
+    ],
+)
 @pytest.mark.parametrize("backend", NATIVE, indirect=True)
 def test_bits_do_not_depend_on_the_thread_count(backend, threads, kind, form, block, groups):
-    case = Case(24, 36, (3, 3), (9, 10), block, padding=(1, 1), T=2, B=100, density=0.8, groups=groups)
+    case = Case(12, 24, (3, 3), (5, 9), block, padding=(1, 1), B=130, density=0.8, groups=groups)
     p = Problem(case, kind, "float32")
     spikes = p.packed() if p.planes else None
 
@@ -254,8 +275,11 @@ def test_gradcheck():
     )
 
 
-@pytest.mark.parametrize("kind,form", VARIANTS)
-@pytest.mark.parametrize("case", ["3x3-80-lanes", "groups-overhang"])
+@pytest.mark.parametrize(
+    "kind,form,case",
+    [("binary", "panels", "3x3-80-lanes"), ("levels3", "packed", "depthwise"), ("float", "maps", "groups")],
+)
+@pytest.mark.parametrize("backend", sorted({BACKENDS[0], BACKENDS[-1]}), indirect=True)
 def test_opcheck(backend, kind, form, case):
     p = Problem(CASES[case], kind, "float32")
     with torch.no_grad():  # opcheck compares clones, and NaN is not NaN
@@ -288,3 +312,83 @@ def test_double_backward_raises(backend, form):
     (penalised,) = torch.autograd.grad(y, p.values, grad, create_graph=True)
     with pytest.raises(RuntimeError, match="double backward is not supported"):
         penalised.pow(2).sum().backward()
+
+
+def test_wrong_arguments():
+    p = Problem(CASES["3x3"], "binary", "float32")
+    x, values, bias, spikes, g = p.x.detach(), p.values.detach(), p.bias.detach(), p.packed(), p.geometry
+    nnzb, topology = p.topology.nnzb, p.topology
+    other = Problem(CASES["groups"], "binary", "float32").topology
+    small = g._replace(H=4, Ho=4)
+    five = dataclasses.replace(spikes, words=spikes.words.expand(5, -1, -1, -1, -1))
+    more = dataclasses.replace(spikes, B=33)
+    panels, grad, lanes = p.panels(x), p.panels(p.grad), spikes.lanes
+    table = [
+        (conv2d, (x.int(), values, bias, topology, g), TypeError, r"x: expected a floating-point.*int32"),
+        (conv2d, (x.double(), values, bias, topology, g), TypeError, r"x: expected torch.float32.*float64"),
+        (conv2d, (x[0], values, bias, topology, g), ValueError, r"x: expected shape \[N, C, 5, 7\]"),
+        (conv2d, (x, values, bias, topology, small), ValueError, r"x: expected shape \[N, C, 4, 7\], got"),
+        (conv2d, (x[:, 1:], values, bias, topology, g), ValueError, "x: expected 6 channels, got 5"),
+        (conv2d, (x, values, bias, topology, g, 5), ValueError, "planes: expected 0 to 4, got 5"),
+        (conv2d, (x + 0.5, values, bias, topology, g, 1), ValueError, "input: expected binary"),
+        (conv2d, (x, values[1:], bias, topology, g), ValueError, rf"values: expected shape \({nnzb}, 4, 4\)"),
+        (conv2d, (x, values.to("meta"), bias, topology, g), ValueError, "values: expected on .* got meta"),
+        (
+            conv2d,
+            (x, values, bias[1:], topology, g),
+            ValueError,
+            r"bias: expected torch.float32 \[10\] on cpu",
+        ),
+        (
+            conv2d,
+            (x, values, bias.double(), topology, g),
+            ValueError,
+            r"bias: expected .*torch.float64 \[10\]",
+        ),
+        (conv2d, (x, values, bias, other, g), ValueError, "topology: expected 1 groups and 9 taps, got 2"),
+        (conv2d_packed, (spikes, values[1:], bias, topology, g), ValueError, "values: expected shape"),
+        (conv2d_packed, (spikes, values, bias, topology, small), ValueError, "PackedSpikes of 4 x 7 pixels"),
+        (conv2d_panels, (spikes, values, bias, topology, small), ValueError, "PackedSpikes of 4 x 7 pixels"),
+        (conv2d_panels, (five, values, bias, topology, g), ValueError, r"words of 1 to 4 planes.*got \(5, 1"),
+        (conv2d_packed, (more, values, bias, topology, g), ValueError, r"and 2 groups of lanes, got \(1, 1"),
+        (conv2d_grad_values, (panels, grad[:, 1:], topology, g, lanes), ValueError, "grad: expected panels"),
+        (conv2d_grad_values, (panels[1:], grad, topology, g, lanes), ValueError, "x: expected panels"),
+        (conv2d_grad_values, (panels, grad, other, g, lanes), ValueError, "topology: expected 1 groups"),
+        (conv2d_grad_values, (spikes, grad, topology, small, lanes), ValueError, "PackedSpikes of 4 x 7"),
+    ]
+    for op, arguments, error, message in table:
+        with pytest.raises(error, match=message):
+            op(*arguments)
+
+
+@pytest.mark.parametrize(
+    "arguments,message",
+    [
+        (((4, 5), (5, 3)), r"x: expected a padded size of at least the kernel's 5, got 4"),
+        (((4, 5), (3, 3), (1, 1), (0, 0), (1, 3)), r"at least the kernel's 7, got 5"),
+        (((4, 5), (3, 3), (0, 1)), r"stride: expected at least 1, got \(0, 1\)"),
+        (((4, 5), (3, 3), (1, 1), (0, 0), (1, 0)), r"dilation: expected at least 1, got \(1, 0\)"),
+        (((4, 5), (3, 3), (1, 1), (1, -1)), r"padding: expected at least 0, got \(1, -1\)"),
+    ],
+)
+def test_a_wrong_geometry(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        Geometry.of(*arguments)
+
+
+@pytest.mark.parametrize("kind", ["binary", "levels3", "float"])
+@pytest.mark.parametrize("case", ["3x3-80-lanes", "groups-overhang", "many-tables-1x4", "no-samples"])
+def test_gradients_at_other_blocks(backend, case, kind):
+    """What rewiring asks: the gradient that weights would have at places where there are none."""
+    p = Problem(CASES[case], kind, "float32")
+    count = oracle.conv_block_count(p.case.weight_shape, p.case.groups, p.case.block)
+    p.ids = np.setdiff1d(np.arange(count), p.ids)
+    every = torch.from_numpy(p.ids)
+    # Only the index by rows is asked for: candidates have no other.
+    crow, col = index_from_block_ids(every, p.topology.layout)
+    topology = BlockTopology(p.topology.layout, crow, col, *(col.new_empty(0) for _ in range(3)))
+    x = p.packed() if p.planes else p.panels(p.x)
+    actual = conv2d_grad_values(x, p.panels(p.grad), topology, p.geometry, Lanes(p.case.T, p.case.B))
+    assert actual.dtype == torch.float32
+    p.values = torch.zeros(len(p.ids), *p.case.block)
+    assert_close("values.grad", actual, *p.expected()["values.grad"], p.tolerance)
