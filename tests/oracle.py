@@ -86,8 +86,9 @@ def blocks(weight, ids, block):
     return values
 
 
-# Convolutions, weight [out, in / groups, kh, kw]. A block has one tap and one group: column block = tap * blocks of a
-# tap + block of input channels, taps in (kh, kw) order; row block = group * blocks of a group + block of output channels.
+# Convolutions, weight [out, in / groups, kh, kw]. A block belongs to one tap and one group. Column block = tap * blocks
+# of a tap + block of input channels, taps in (kh, kw) order; row block = group * blocks of a group + block of output
+# channels.
 
 
 def _conv_places(ids, shape, groups, block):
