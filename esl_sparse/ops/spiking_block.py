@@ -6,6 +6,7 @@ kernel and with the statistics that forward found, and spikes are never found ag
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -13,8 +14,7 @@ from torch import Tensor
 
 from ..packed import LANES, PackedSpikes
 from ._library import NoDoubleBackward, apply, differentiable_backward
-from .conv2d import Geometry
-from .conv2d.op import conv2d_backward_op, conv2d_op
+from .conv2d.op import Call, conv2d_backward_op, conv2d_op
 from .norm_lif import affine, norm_lif_backward_op, norm_lif_op, panel_stats
 from .pack.time import repeat_steps, sum_steps
 from .pool.op import avg_pool_op
@@ -29,142 +29,138 @@ class Neuron(NamedTuple):
     detach_reset: bool
 
 
-class Convolution(NamedTuple):
-    """How a current is made of its source: words or float panels of all steps, or of one that stands for all."""
+class Operands(NamedTuple):
+    """The tensors of a current, as autograd sees them.
 
-    geometry: Geometry
-    rows: int
-    cols: int
-    T: int
-    B: int
-    planes: int
-    scale: float
+    Attributes:
+        carrier: what takes the gradient. It holds nothing beside a ``source``; else it is the source, float panels,
+            or, where there is no convolution, the current itself.
+        source: words, or None.
+        values, bias: of the convolution. gamma, beta: of the norm. Each may be None.
+        stats: float64 ``[2, C]``, mean and biased variance that the norm uses; None: those of the batch, or no norm.
+        crow, col, ccol, row_t, offset_t: index of the values.
+    """
+
+    carrier: Any
+    source: Any = None
+    values: Any = None
+    bias: Any = None
+    gamma: Any = None
+    beta: Any = None
+    stats: Any = None
+    crow: Any = None
+    col: Any = None
+    ccol: Any = None
+    row_t: Any = None
+    offset_t: Any = None
 
 
 class Current(NamedTuple):
     """One of the currents that the neurons sum.
 
     Attributes:
-        source: words; or None: ``carrier`` itself is the source, float panels, or, without ``convolution``, the
-            current.
-        carrier: what takes the gradient.
-        convolution: None: the current is given.
-        values, bias, weight_index: its weight.
-        gamma, beta: of the norm, or None.
-        mean, var: running statistics ``[C]``; None: no norm, or that of the batch.
-        batch_stats: normalise by the statistics of this batch.
-        eps: of the norm.
+        operands: its tensors.
+        call: how it is convolved, from all steps or from one that stands for all; None: the carrier is the current.
+        eps: of the norm; None: there is none.
+        of_batch: whether the norm uses the statistics of this batch.
     """
 
-    carrier: Tensor
-    source: Tensor | None
-    convolution: Convolution | None
-    values: Tensor | None
-    bias: Tensor | None
-    weight_index: tuple[Tensor, ...]
-    gamma: Tensor | None
-    beta: Tensor | None
-    mean: Tensor | None
-    var: Tensor | None
-    batch_stats: bool
-    eps: float
+    operands: Operands
+    call: Call | None = None
+    eps: float | None = None
+    of_batch: bool = False
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Height, width and channels."""
+        if self.call is None:
+            return tuple(self.operands.carrier.shape[1:4])
+        return self.call.geometry.Ho, self.call.geometry.Wo, self.call.rows
 
 
 class _Spec(NamedTuple):
-    """What is no tensor: of the block, and of each current."""
+    """What is no tensor."""
 
     T: int
     B: int
     neuron: Neuron
     pool: int
     residual_scale: float
-    convolutions: tuple[Convolution | None, ...]
-    norms: tuple[tuple[bool, bool, float], ...]  # is there one, of the batch, eps
+    currents: tuple[tuple[Call | None, float | None, bool], ...]
 
 
-_TENSORS = 13  # of a current: carrier, source, values, bias, gamma, beta, mean, var, and the index
+def _operands(flat: Sequence[Any]) -> list[Operands]:
+    size = len(Operands._fields)
+    return [Operands(*flat[i : i + size]) for i in range(0, len(flat), size)]
 
 
-def _flat(current: Current) -> tuple[Tensor | None, ...]:
-    index = current.weight_index or (None,) * 5
-    head = (current.carrier, current.source, current.values, current.bias)
-    return (*head, current.gamma, current.beta, current.mean, current.var, *index)
-
-
-def _convolve(
-    tensors, convolution: Convolution | None, T: int, want_stats: bool
-) -> tuple[Tensor, Tensor | None]:
-    """The current panels of all T steps, and their statistics if wanted."""
-    carrier, source, values, bias, *_ = tensors
-    index = tensors[8:13]
-    if convolution is None:
-        return carrier, None
-    x = carrier if source is None else source
-    current, stats = conv2d_op(x, values, bias, *index, *convolution, want_stats)
-    if convolution.T != T:
-        current = repeat_steps(current, T, convolution.B)
+def _current(x: Operands, call: Call | None, spec: _Spec, want_stats: bool) -> tuple[Tensor, Tensor | None]:
+    """The current panels of all steps, and their statistics if wanted."""
+    if call is None:
+        return x.carrier, panel_stats(x.carrier, spec.T, spec.B) if want_stats else None
+    source = x.carrier if x.source is None else x.source
+    index = (x.crow, x.col, x.ccol, x.row_t, x.offset_t)
+    current, stats = conv2d_op(source, x.values, x.bias, *index, *call, want_stats)
+    if call.T != spec.T:  # the statistics of one step are those of all
+        current = repeat_steps(current, spec.T, spec.B)
     return current, stats if want_stats else None
+
+
+def _current_backward(
+    grad: Tensor, x: Operands, needs: Operands, call: Call | None, spec: _Spec
+) -> tuple[Tensor | None, ...]:
+    """Gradients of carrier, values and bias, where any is needed."""
+    if call is None or not (needs.carrier or needs.values or needs.bias):
+        return grad, None, None
+    if call.T != spec.T:
+        grad = sum_steps(grad, spec.T, spec.B)
+    source = x.carrier if x.source is None else x.source
+    index = (x.crow, x.col, x.ccol, x.row_t, x.offset_t)
+    asked = needs.carrier | needs.values << 1 | needs.bias << 2
+    return conv2d_backward_op(grad, source, x.values, *index, *call, asked)
+
+
+def _moments(
+    stats: Tensor | None, eps: float | None, dtype: torch.dtype
+) -> tuple[Tensor | None, Tensor | None]:
+    """Mean and 1 / standard deviation, in backward the bits of forward; None without a norm."""
+    if stats is None or eps is None:
+        return None, None
+    return stats[0].to(dtype), (stats[1] + eps).rsqrt().to(dtype)
 
 
 class _SpikingBlock(torch.autograd.Function):
     @staticmethod
     def forward(spec, tau, residual_carrier, residual, *tensors):
-        currents: list[Tensor | None] = []
-        moments: list[Tensor] = []
+        inputs: list[tuple[Any, ...]] = []
         stats_out: list[Tensor] = []
-        for k, (convolution, (normed, batch, eps)) in enumerate(
-            zip(spec.convolutions, spec.norms, strict=True)
-        ):
-            part = tensors[k * _TENSORS : (k + 1) * _TENSORS]
-            current, stats = _convolve(part, convolution, spec.T, batch)
-            if batch and stats is None:
-                stats = panel_stats(current, spec.T, spec.B)
-            mean = rstd = None
-            if normed:
-                mean, var = (part[6].double(), part[7].double()) if stats is None else (stats[0], stats[1])
-                mean, rstd = mean.to(current.dtype), (var + eps).rsqrt().to(current.dtype)
-            currents += [current, *affine(mean, rstd, part[4], part[5])]
-            moments += [
-                current.new_empty(0) if mean is None else mean,
-                current.new_empty(0) if rstd is None else rstd,
-            ]
+        for x, (call, eps, of_batch) in zip(_operands(tensors), spec.currents, strict=True):
+            current, stats = _current(x, call, spec, of_batch)
+            moments = _moments(stats if of_batch else x.stats, eps, current.dtype)
+            inputs.append((current, *affine(*moments, x.gamma, x.beta)))
             stats_out.append(current.new_empty(0, dtype=torch.float64) if stats is None else stats)
-        currents += [None] * (6 - len(currents))
+        first, second = (*inputs, (None, None, None))[:2]
         n = spec.neuron
-        words = norm_lif_op(
-            currents[0],
-            tau,
-            spec.T,
-            spec.B,
-            n.v_threshold,
-            n.v_reset,
-            *currents[1:],
-            residual,
-            spec.residual_scale,
-        )
-        del currents
-        out = words
+        words = out = norm_lif_op(
+            first[0], tau, spec.T, spec.B, n.v_threshold, n.v_reset, *first[1:], *second, residual, spec.residual_scale
+        )  # fmt: skip
         if spec.pool > 1:
-            window = Window.of(spec.pool, None, 0)
-            out = avg_pool_op(words, (spec.pool**2).bit_length(), *window)
-        carrier = tau.new_zeros(1).expand((*out.shape[1:], LANES))
-        kept = words if spec.pool > 1 else words.new_empty(0)
-        return carrier, out, kept, *stats_out, *moments
+            out = avg_pool_op(words, (spec.pool**2).bit_length(), *Window.of(spec.pool, None, 0))
+        carrier = first[0].new_zeros(1).expand((*out.shape[1:], LANES))
+        return carrier, out, words if spec.pool > 1 else words.new_empty(0), *stats_out
 
     @staticmethod
     def setup_context(ctx, inputs, output):
         spec, tau, _, residual, *tensors = inputs
-        _, out, kept, *rest = output
+        _, out, words, *stats_out = output
         ctx.mark_non_differentiable(*output[1:])
         ctx.set_materialize_grads(False)
         ctx.spec = spec
-        moments = rest[len(spec.convolutions) :]
-        # A carrier holds nothing, unless it is the source or the current itself.
-        own = [
-            None if i % _TENSORS == 0 and tensors[i + 1] is not None else tensor
-            for i, tensor in enumerate(tensors)
-        ]
-        ctx.save_for_backward(tau, residual, kept if spec.pool > 1 else out, *moments, *own)
+        kept: list[Tensor | None] = []
+        for x, stats in zip(_operands(tensors), stats_out, strict=True):
+            x = x if x.source is None else x._replace(carrier=None)
+            kept += x._replace(stats=stats) if x.stats is None else x
+        ctx.save_for_backward(tau, residual, words if spec.pool > 1 else out, *kept)
 
     @staticmethod
     def backward(ctx, grad, *_):
@@ -174,54 +170,37 @@ class _SpikingBlock(torch.autograd.Function):
         return run(grad, ctx.spec, ctx.needs_input_grad, *ctx.saved_tensors)
 
 
-def _backward(grad, spec, needs_input, tau, residual, words, *saved):
-    parts = len(spec.convolutions)
-    moments, tensors = saved[: 2 * parts], saved[2 * parts :]
+def _integrated_backward(grad, asked, tau, residual, words, parts, spec) -> list[Tensor]:
+    """What the neurons' and norms' backward gives, in the order of its ``GRADIENTS``."""
+    inputs: list[tuple[Any, ...]] = []
+    for x, _, (call, eps, of_batch) in parts:
+        current, _ = _current(x, call, spec, False)
+        inputs.append((current, *_moments(x.stats, eps, current.dtype), x.gamma, x.beta, of_batch))
+    first, second = (*inputs, (None, None, None, None, None, False))[:2]
     n = spec.neuron
-    currents, norms, wanted = [], [], 0
-    for k, (convolution, (normed, batch, _)) in enumerate(zip(spec.convolutions, spec.norms, strict=True)):
-        part = tensors[k * _TENSORS : (k + 1) * _TENSORS]
-        needs = needs_input[4 + k * _TENSORS : 4 + (k + 1) * _TENSORS]
-        currents.append(_convolve(part, convolution, spec.T, False)[0])
-        mean, rstd = (moments[2 * k], moments[2 * k + 1]) if normed else (None, None)
-        norms.append((mean, rstd, part[4], part[5], batch))
-        of_current = needs[0] or needs[2] or needs[3]
-        wanted |= (of_current | needs[4] << 1 | needs[5] << 2) << 3 * k
-    wanted |= needs_input[2] << 6 | needs_input[1] << 7
-    second = (currents[1], *norms[1]) if parts == 2 else (None, None, None, None, None, False)
-    results = norm_lif_backward_op(
-        grad.contiguous(), words, currents[0], tau, spec.T, spec.B, n.v_threshold, n.v_reset, wanted, *norms[0],
-        *second, residual, spec.residual_scale, spec.pool, n.surrogate, n.width, n.detach_reset,
+    return list(
+        norm_lif_backward_op(
+            grad.contiguous(), words, first[0], tau, spec.T, spec.B, n.v_threshold, n.v_reset, asked, *first[1:],
+            *second, residual, spec.residual_scale, spec.pool, n.surrogate, n.width, n.detach_reset,
+        )
     )  # fmt: skip
-    currents.clear()
-    del second
-    results = list(results)
-    grads: list[Tensor | None] = [
-        None,
-        results[7] if needs_input[1] else None,
-        results[6] if needs_input[2] else None,
-    ]
-    grads.append(None)
-    for k, convolution in enumerate(spec.convolutions):
-        part = tensors[k * _TENSORS : (k + 1) * _TENSORS]
-        needs = needs_input[4 + k * _TENSORS : 4 + (k + 1) * _TENSORS]
-        of_current, grad_gamma, grad_beta = results[3 * k : 3 * k + 3]
-        results[3 * k] = None
-        grad_x: Tensor | None = of_current
-        grad_values: Tensor | None = None
-        grad_bias: Tensor | None = None
-        if convolution is not None and (needs[0] or needs[2] or needs[3]):
-            if convolution.T != spec.T:
-                of_current = sum_steps(of_current, spec.T, spec.B)
-            source = part[0] if part[1] is None else part[1]
-            asked = needs[0] | needs[2] << 1 | needs[3] << 2
-            grad_x, grad_values, grad_bias = conv2d_backward_op(
-                of_current, source, part[2], *part[8:13], *convolution, asked
-            )
-        del of_current
-        found = (grad_x, None, grad_values, grad_bias, grad_gamma, grad_beta)
-        grads += [g if need else None for g, need in zip(found, needs[:6], strict=True)]
-        grads += [None] * (_TENSORS - 6)
+
+
+def _backward(grad, spec, needs_input, tau, residual, words, *tensors):
+    _, need_tau, need_residual, _, *needs_input = needs_input
+    parts = list(zip(_operands(tensors), _operands(needs_input), spec.currents, strict=True))
+    asked = need_residual << 6 | need_tau << 7
+    for k, (_, needs, _) in enumerate(parts):
+        of_current = needs.carrier or needs.values or needs.bias
+        asked |= (of_current | needs.gamma << 1 | needs.beta << 2) << 3 * k
+    found = _integrated_backward(grad, asked, tau, residual, words, parts, spec)
+    grad_tau, grad_residual = found.pop(), found.pop()
+    grads = [None, grad_tau if need_tau else None, grad_residual if need_residual else None, None]
+    for x, needs, (call, _, _) in parts:
+        # Popped: the panel's memory is free as soon as it has been summed over the steps.
+        carrier, values, bias = _current_backward(found.pop(0), x, needs, call, spec)
+        of_x = Operands(carrier, None, values, bias, gamma=found.pop(0), beta=found.pop(0))
+        grads += [g if need else None for g, need in zip(of_x, needs, strict=True)]
     return tuple(grads)
 
 
@@ -232,7 +211,7 @@ class _SpikingBlockBackward(NoDoubleBackward):
 
 
 def spiking_block(
-    currents: list[Current],
+    currents: Sequence[Current],
     tau: Tensor,
     T: int,
     B: int,
@@ -243,22 +222,22 @@ def spiking_block(
     """Spikes of neurons that integrate one or two normalised currents and a residual, average-pooled.
 
     Args:
-        currents: one or two. tau: decay factor, 0-dim. T: steps. B: samples.
+        currents: one or two, of one shape. tau: decay factor, 0-dim. T: steps. B: samples.
         residual: spikes that are added to the current as they are.
-        pool: side of an average pool without overlap; 1: none.
+        pool: side of an average pool without overlap, 1 to 3; 1: none.
 
     Returns:
         The (pooled) spikes, and for each current its batch's mean and biased variance, float64 ``[2, C]``, empty where
         the batch's were not used.
+
+    Raises:
+        ValueError: a map smaller than the pool.
     """
-    convolutions = tuple(current.convolution for current in currents)
-    norms = tuple(
-        (current.batch_stats or current.mean is not None, current.batch_stats, current.eps)
-        for current in currents
-    )
+    H, W, _ = currents[0].shape
+    Window.of(pool, None, 0).check(H, W)
     scale = 1.0 if residual is None else residual.scale
-    spec = _Spec(T, B, neuron, pool, scale, convolutions, norms)
+    spec = _Spec(T, B, neuron, pool, scale, tuple((c.call, c.eps, c.of_batch) for c in currents))
     of_residual = (None, None) if residual is None else (residual.carrier, residual.words)
-    tensors = [tensor for current in currents for tensor in _flat(current)]
-    carrier, words, _, *rest = apply(_SpikingBlock, spec, tau, *of_residual, *tensors)
-    return PackedSpikes(carrier, words, T, B, 1.0 / (pool * pool)), list(rest[: len(currents)])
+    tensors = [tensor for current in currents for tensor in current.operands]
+    carrier, words, _, *stats = apply(_SpikingBlock, spec, tau, *of_residual, *tensors)
+    return PackedSpikes(carrier, words, T, B, 1.0 / (pool * pool)), stats

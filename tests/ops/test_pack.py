@@ -84,6 +84,13 @@ def test_gradients_are_changes_of_layout(backend, shape):
     np.testing.assert_array_equal(grad_carrier, oracle.to_panels(rows))
 
 
+def test_a_map_of_one_pixel_keeps_its_dimensions_in_the_gradient(backend):
+    x = torch.ones(2, 3, 4, 1, 1, requires_grad=True)
+    cotangent = torch.randn(2, 3, 4)
+    pack(x).unpack().backward(cotangent)
+    assert torch.equal(x.grad, cotangent[..., None, None])
+
+
 @pytest.mark.parametrize("shape", [(2, 40, 70), (2, 40, 17, 3, 5)])
 def test_bfloat16_panels(backend, shape):
     rows = torch.randn(shape).bfloat16()

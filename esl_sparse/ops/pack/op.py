@@ -104,7 +104,7 @@ class _Pack(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        ctx.lanes = inputs[0].shape[:2]
+        ctx.shape = inputs[0].shape
         ctx.mark_non_differentiable(output[1])
         ctx.set_materialize_grads(False)
 
@@ -113,7 +113,7 @@ class _Pack(torch.autograd.Function):
         if grad_panels is None:
             return None, None, None
         run = _PackBackward.apply if differentiable_backward() else from_panels_op
-        return run(grad_panels, *ctx.lanes), None, None
+        return run(grad_panels, *ctx.shape[:2]).view(ctx.shape), None, None
 
 
 class _UnpackBackward(NoDoubleBackward):
