@@ -1,6 +1,6 @@
-"""The competitors: linear layers and LIF neurons, all modules of the same shape: float in, float out.
+"""The competitors: linear layers, convolutions and LIF neurons, modules of the same shape: float in, float out.
 
-Linear providers also have ``to_dense() -> nn.Linear``, against which each is checked before it is timed.
+Linear layers and convolutions also have ``to_dense()``, against which each is checked before it is timed.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import esl_sparse as esl
+
+from .cases import ConvCase
 
 # ---- linear: (inputs, outputs, density) -> module; its first parameter is the weight
 
@@ -119,6 +121,35 @@ LINEAR: dict[str, Callable[[int, int, float], nn.Module]] = {
     "16x16": _ours(16),
 }
 OURS = ("1x1", "4x4", "16x16")
+
+# ---- convolutions: (case) -> module
+
+
+class DenseConv(nn.Conv2d):
+    def __init__(self, case: ConvCase) -> None:
+        super().__init__(case.inputs, case.outputs, case.kernel, case.stride, case.kernel // 2)
+
+    def to_dense(self) -> nn.Conv2d:
+        return self
+
+
+class MaskedConv(DenseConv):
+    mask: Tensor
+
+    def __init__(self, case: ConvCase, density: float) -> None:
+        super().__init__(case)
+        self.register_buffer("mask", (torch.rand_like(self.weight) < density).float())
+        with torch.no_grad():
+            self.weight.mul_(self.mask)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self._conv_forward(x, self.weight * self.mask, self.bias)
+
+
+def sparse_conv(case: ConvCase, density: float, block: int) -> esl.nn.SparseConv2d:
+    shape = (case.inputs, case.outputs, case.kernel, case.stride, case.kernel // 2)
+    return esl.nn.SparseConv2d(*shape, density=density, block_size=block)
+
 
 # ---- lif: () -> function of currents [T, ...]; tau 0.5, threshold 1, hard reset to 0, triangle of width 1
 

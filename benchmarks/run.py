@@ -13,12 +13,13 @@ from pathlib import Path
 
 import torch
 
-from . import impossible, kernels, lif, linear, machine, memory, overhead, overlap, rewire, scan, timing
+from . import conv, impossible, kernels, lif, linear, machine, memory, overhead, overlap, rewire, scan, timing
 from .report import RESULTS, Report
 
 # Each has HELP, add_arguments(parser), is_default(args) and run(args, report).
 BENCHMARKS = {
     "linear": linear,
+    "conv": conv,
     "overhead": overhead,
     "kernels": kernels,
     "lif": lif,
@@ -33,7 +34,7 @@ BENCHMARKS = {
 def parse(arguments: list[str]) -> argparse.Namespace:
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument("--threads", type=int, default=torch.get_num_threads())
-    common.add_argument("--rounds", type=int, help=f"timed runs of each provider (default {timing.ROUNDS})")
+    common.add_argument("--rounds", type=int, help=f"timed runs of each provider (default {timing.ROUNDS}, or fewer)")
     common.add_argument("--seed", type=int, default=0)
     common.add_argument("--quick", action="store_true", help="tiny sizes: does it run at all?")
     common.add_argument("--output", type=Path, help="JSON file for the result")
@@ -43,7 +44,8 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         help = module.HELP
         module.add_arguments(subparsers.add_parser(name, parents=[common], help=help, description=help))
     args = parser.parse_args(arguments)
-    args.rounds = args.rounds or (2 if args.quick else timing.ROUNDS)
+    rounds = getattr(BENCHMARKS[args.benchmark], "ROUNDS", timing.ROUNDS)
+    args.rounds = args.rounds or (2 if args.quick else rounds)
     if args.output is None and not args.quick and BENCHMARKS[args.benchmark].is_default(args):
         args.output = RESULTS / f"{args.benchmark}.json"
     return args
