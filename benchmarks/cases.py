@@ -156,6 +156,38 @@ MEMORY_DENSITIES = (1.0, 0.5, 0.2, 0.1, 0.05, 0.02, 0.01)
 STATE_TARGETS = (("4x4", 1.1), ("1x1", 1.8))
 
 
+class NetworkCase(NamedTuple):
+    """A training step of a network of ``esl_sparse.models`` on ``N`` samples and ``T`` steps.
+
+    ``width``: channels of its first convolution, of which the others are multiples.
+    """
+
+    network: str
+    T: int
+    N: int
+    size: int
+    width: int = 64
+
+    def __str__(self) -> str:
+        return f"{self.network}, T={self.T}, N={self.N}, {self.size}x{self.size}"
+
+
+VGGSNN_CASES = (NetworkCase("vggsnn", 4, 32, 48), NetworkCase("vggsnn", 10, 8, 48))
+QUICK_VGGSNN_CASES = (NetworkCase("vggsnn", 2, 4, 16, 8),)
+RESNET19_CASES = (NetworkCase("resnet19", 2, 32, 32),)
+QUICK_RESNET19_CASES = (NetworkCase("resnet19", 2, 4, 8, 4),)
+FRAME_RATE = 0.1  # of the frames' events
+# at VGGSNN_CASES[0]: ours, whom it beats, how many times at least
+VGGSNN_TARGETS = (
+    ("ERK 0.1", "SpikingJelly", 5.0),
+    ("ERK 0.1", "torch", 4.0),
+    ("ERK 0.1", "torch compiled", 4.0),
+    ("uniform 0.1", "SpikingJelly", 7.0),
+)
+VGGSNN_MEMORY_TARGET = ("ERK 0.1", "SpikingJelly", 1 / 6)  # peak, at most so many times the other's
+SAVED_TARGET = 1 / 50  # bytes kept for backward, of the same modules one by one
+
+
 class RewireCase(NamedTuple):
     """A linear layer ``neurons -> neurons`` that is rewired, on ``T x N`` lanes of spikes."""
 

@@ -142,7 +142,9 @@ def layer_runs(case: ConvCase, block: int, variants: Iterable[Ours]) -> dict[str
     return runs
 
 
-def measure(case: ConvCase, block: int, variants: list[Ours], mode: str, runs: Mapping[str, Run], rounds: int):
+def measure(
+    case: ConvCase, block: int, variants: list[Ours], mode: str, runs: Mapping[str, Run], rounds: int
+):
     """Rows of one mode: the dense ones, then ours."""
     with torch.set_grad_enabled(mode == "layer"):
         timings = timing.measure(runs, DENSE, rounds)

@@ -8,13 +8,10 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Iterable
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -23,11 +20,11 @@ import esl_sparse as esl
 
 from . import cases
 from .cases import MemoryCase
+from .process import answer, reset_peak, status
 from .providers import LINEAR
 from .report import Report
 
 HELP = "peak training memory and samples/s of a large layer over density"
-ROOT = Path(__file__).parent.parent
 WARM_STEPS = 1
 
 # The parts of a peak, in the order of the table. ``index``: of the blocks, or the mask. ``batch``: input, its
@@ -38,17 +35,6 @@ MB = 1e6
 
 
 # ---- one variant, in its own process
-
-
-def _status(field: str) -> int:
-    """Bytes of a ``/proc/self/status`` field: VmRSS now, VmHWM peak."""
-    found = re.search(rf"{field}:\s+(\d+) kB", Path("/proc/self/status").read_text())
-    assert found is not None
-    return int(found[1]) * 1024
-
-
-def _reset_peak() -> None:
-    Path("/proc/self/clear_refs").write_text("5")
 
 
 def _bytes(tensors: Iterable[Tensor | None]) -> int:
@@ -99,19 +85,19 @@ def train(provider: str, density: float, case: MemoryCase, steps: int) -> dict:
     esl.arena.release()
     del model
 
-    baseline = _status("VmRSS")
-    _reset_peak()
+    baseline = status("VmRSS")
+    reset_peak()
     model = _network(provider, case.neurons, density)
     optimizer = torch.optim.Adam(model.parameters())
-    building = _status("VmHWM") - baseline
+    building = status("VmHWM") - baseline
     x, target = _batch(case)
-    _reset_peak()
+    reset_peak()
     seconds = []
     for _ in range(WARM_STEPS + steps):
         start = time.perf_counter()
         _step(model, optimizer, x, target)
         seconds.append(time.perf_counter() - start)
-    peak = _status("VmHWM") - baseline
+    peak = status("VmHWM") - baseline
 
     parameters, buffers = list(model.parameters()), list(model.buffers())
     slots = [v for state in optimizer.state.values() for v in state.values() if isinstance(v, Tensor)]
@@ -149,13 +135,8 @@ def measure(provider: str, density: float, case: MemoryCase, args: argparse.Name
     """A row; where the process dies (no memory), one with ``error``."""
     request = {"provider": provider, "density": density, "case": case, "steps": args.steps}
     request |= {"threads": args.threads, "seed": args.seed}
-    command = [sys.executable, "-m", "benchmarks.memory", json.dumps(request)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    row = {"provider": provider, "density": density}
-    if done.returncode:
-        last = (done.stderr.strip().splitlines() or [""])[-1]
-        return row | {"error": f"exit status {done.returncode}: {last}"}
-    return row | json.loads(done.stdout.splitlines()[-1])
+    found = answer([sys.executable, "-m", "benchmarks.memory", json.dumps(request)])
+    return {"provider": provider, "density": density, **found}
 
 
 def state_ratio(row: dict, dense: dict) -> float:

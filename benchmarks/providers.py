@@ -8,6 +8,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from functools import partial
+from types import SimpleNamespace
 
 import torch
 from torch import Tensor, nn
@@ -181,19 +182,34 @@ def loop(x: Tensor) -> Tensor:
     return torch.stack(spikes)
 
 
-def _spikingjelly() -> Callable[[Tensor], Tensor]:
-    from spikingjelly.activation_based import functional, neuron, surrogate
+# The rest of what it needs, but for torchaudio and SciencePlots, comes with the extra [bench].
+INSTALL_SPIKINGJELLY = "pip install --no-deps spikingjelly==2.0.0 torchvision==0.28.0"
 
-    node = neuron.LIFNode(
-        tau=2.0,
-        decay_input=False,
-        v_reset=0.0,
-        surrogate_function=surrogate.PiecewiseQuadratic(1.0),
-        step_mode="m",
+
+def spikingjelly() -> SimpleNamespace:
+    """``layer``, ``functional`` and ``lif()``: neurons like :func:`loop`.
+
+    Raises:
+        ImportError: SpikingJelly is missing; says how to install it.
+    """
+    try:
+        from spikingjelly.activation_based import functional, layer, neuron, surrogate
+    except ImportError as error:
+        raise ImportError(f"{error}; for SpikingJelly: {INSTALL_SPIKINGJELLY}") from error
+    lif = partial(neuron.LIFNode, tau=2.0, decay_input=False, v_reset=0.0, step_mode="m")
+    return SimpleNamespace(
+        layer=layer,
+        functional=functional,
+        lif=lambda: lif(surrogate_function=surrogate.PiecewiseQuadratic(1.0)),
     )
 
+
+def _spikingjelly() -> Callable[[Tensor], Tensor]:
+    jelly = spikingjelly()
+    node = jelly.lif()
+
     def run(x: Tensor) -> Tensor:
-        functional.reset_net(node)
+        jelly.functional.reset_net(node)
         return node(x)
 
     return run

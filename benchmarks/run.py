@@ -13,7 +13,22 @@ from pathlib import Path
 
 import torch
 
-from . import conv, impossible, kernels, lif, linear, machine, memory, overhead, overlap, rewire, scan, timing
+from . import (
+    conv,
+    impossible,
+    kernels,
+    lif,
+    linear,
+    machine,
+    memory,
+    overhead,
+    overlap,
+    resnet19,
+    rewire,
+    scan,
+    timing,
+    vggsnn,
+)
 from .report import RESULTS, Report
 
 # Each has HELP, add_arguments(parser), is_default(args) and run(args, report).
@@ -23,6 +38,8 @@ BENCHMARKS = {
     "overhead": overhead,
     "kernels": kernels,
     "lif": lif,
+    "vggsnn": vggsnn,
+    "resnet19": resnet19,
     "memory": memory,
     "rewire": rewire,
     "impossible": impossible,
@@ -34,7 +51,9 @@ BENCHMARKS = {
 def parse(arguments: list[str]) -> argparse.Namespace:
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument("--threads", type=int, default=torch.get_num_threads())
-    common.add_argument("--rounds", type=int, help=f"timed runs of each provider (default {timing.ROUNDS}, or fewer)")
+    common.add_argument(
+        "--rounds", type=int, help=f"timed runs of each provider (default {timing.ROUNDS}, or fewer)"
+    )
     common.add_argument("--seed", type=int, default=0)
     common.add_argument("--quick", action="store_true", help="tiny sizes: does it run at all?")
     common.add_argument("--output", type=Path, help="JSON file for the result")
