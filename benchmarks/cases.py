@@ -176,6 +176,7 @@ VGGSNN_CASES = (NetworkCase("vggsnn", 4, 32, 48), NetworkCase("vggsnn", 10, 8, 4
 QUICK_VGGSNN_CASES = (NetworkCase("vggsnn", 2, 4, 16, 8),)
 RESNET19_CASES = (NetworkCase("resnet19", 2, 32, 32),)
 QUICK_RESNET19_CASES = (NetworkCase("resnet19", 2, 4, 8, 4),)
+VGGSNN_MEMORY_DENSITIES = (1.0, 0.5, 0.2, 0.1, 0.05, 0.02)
 FRAME_RATE = 0.1  # of the frames' events
 # at VGGSNN_CASES[0]: ours, whom it beats, how many times at least
 VGGSNN_TARGETS = (

@@ -19,7 +19,7 @@ import esl_sparse as esl
 
 from . import cases
 from .cases import ImpossibleCase
-from .memory import MB, _bytes, _saved
+from .memory import MB, _bytes, saved_for_backward
 from .process import after_torch, reset_peak, status
 from .report import Report
 from .rewire import GIVE_BACK
@@ -104,7 +104,8 @@ def train(case: ImpossibleCase, held: int) -> dict:
     parts = {name: getattr(sparse, name) for name in ("values", "gradients", "optimizer", "index")}
     parts["record"] = record
     parts["batch"] = _bytes([x, target])
-    parts["saved"] = _saved(model, x, [*parameters, *buffers, x, target])
+    saved = saved_for_backward(model, x, [*parameters, *buffers, x, target])
+    parts["saved"] = sum(storage.nbytes() for storage in saved)
     parts["arena"] = esl.arena.bytes
     parts["libraries"] = sum(row["grown"] for row in phases.rows if row["phase"] in LIBRARIES)
     peak = max(row["peak"] for row in phases.rows)

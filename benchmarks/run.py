@@ -25,13 +25,14 @@ from . import (
     overlap,
     resnet19,
     rewire,
+    saved,
     scan,
     timing,
     vggsnn,
 )
 from .report import RESULTS, Report
 
-# Each has HELP, add_arguments(parser), is_default(args) and run(args, report).
+# Each has HELP, add_arguments(parser), is_default(args) and run(args, report); some ROUNDS and result_name(args).
 BENCHMARKS = {
     "linear": linear,
     "conv": conv,
@@ -41,6 +42,7 @@ BENCHMARKS = {
     "vggsnn": vggsnn,
     "resnet19": resnet19,
     "memory": memory,
+    "saved": saved,
     "rewire": rewire,
     "impossible": impossible,
     "overlap": overlap,
@@ -63,10 +65,11 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         help = module.HELP
         module.add_arguments(subparsers.add_parser(name, parents=[common], help=help, description=help))
     args = parser.parse_args(arguments)
-    rounds = getattr(BENCHMARKS[args.benchmark], "ROUNDS", timing.ROUNDS)
-    args.rounds = args.rounds or (2 if args.quick else rounds)
-    if args.output is None and not args.quick and BENCHMARKS[args.benchmark].is_default(args):
-        args.output = RESULTS / f"{args.benchmark}.json"
+    module = BENCHMARKS[args.benchmark]
+    args.rounds = args.rounds or (2 if args.quick else getattr(module, "ROUNDS", timing.ROUNDS))
+    args.name = module.result_name(args) if hasattr(module, "result_name") else args.benchmark
+    if args.output is None and not args.quick and module.is_default(args):
+        args.output = RESULTS / f"{args.name}.json"
     return args
 
 
@@ -84,7 +87,7 @@ def main(arguments: list[str] | None = None) -> None:
     args = parse(arguments)
     torch.set_num_threads(args.threads)
     torch.manual_seed(args.seed)
-    report = Report(args.benchmark, command_line(arguments), args.output)
+    report = Report(args.name, command_line(arguments), args.output)
     header = report.content["machine"]
     print(machine.conditions(header))
     if header["load_before"] > 0.5:
