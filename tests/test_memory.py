@@ -1,3 +1,5 @@
+from itertools import pairwise
+
 import pytest
 import torch
 from torch import nn
@@ -88,3 +90,73 @@ def test_what_follows_gradients_is_counted():
     blocks = model[0].topology.nnzb
     assert counted[11] == counted[29] >= 4 * 16 * 2 * blocks + 4 * blocks  # two averages, a column each
     assert esl.memory_report(model, optimizer, rewirer).sparse.watched == 0
+
+
+class Fire(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, u):
+        ctx.save_for_backward(u)
+        return (u > 1).to(u)
+
+    @staticmethod
+    def backward(ctx, grad):
+        (u,) = ctx.saved_tensors
+        return grad * (1 - (u - 1).abs()).clamp(min=0)
+
+
+class UnfusedBlock(nn.Module):
+    """A spiking layer as papers' code writes it."""
+
+    def __init__(self, conv, norm, pool):
+        super().__init__()
+        self.conv, self.norm, self.pool = conv, norm, pool
+
+    def forward(self, x):
+        currents = self.norm(self.conv(x.flatten(0, 1))).unflatten(0, x.shape[:2])
+        v, spikes = torch.zeros_like(currents[0]), []
+        for current in currents:
+            u = 0.5 * v + current
+            s = Fire.apply(u)
+            v = (1 - s) * u
+            spikes.append(s)
+        y = torch.stack(spikes)
+        return self.pool(y.flatten(0, 1)).unflatten(0, y.shape[:2]) if self.pool else y
+
+
+def kept_for_backward(model, x):
+    """Bytes of the storages that one forward saves, each once, without parameters, buffers and x."""
+    known = {t.untyped_storage().data_ptr() for t in [x, *model.parameters(), *model.buffers()]}
+    kept = {}
+
+    def pack(tensor):
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in known:
+            kept[storage.data_ptr()] = storage
+        return tensor.detach()
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        y = model(x)
+    del y
+    return sum(storage.nbytes() for storage in kept.values())
+
+
+def test_a_chain_of_blocks_keeps_bits_for_backward():
+    """Against the same modules one by one, 1/50 at most; pooled spikes are kept twice, as bits and as their sums."""
+
+    def chain(block):
+        channels = (2, 16, 32, 32)
+        return nn.Sequential(
+            *(
+                block(nn.Conv2d(n, m, 3, padding=1), nn.BatchNorm2d(m), esl.nn.AvgPool2d(2) if i else None)
+                for i, (n, m) in enumerate(pairwise(channels))
+            )
+        )
+
+    x = torch.bernoulli(torch.full((4, 16, 2, 12, 12), 0.2))  # 64 lanes: one word
+    fused = chain(lambda conv, norm, pool: esl.nn.SpikingBlock(conv, norm, esl.nn.LIF(), pool))
+    esl.sparsify(fused, 0.3)
+    assert all(block.is_fused for block in fused)
+    words = 2 * 144 + 16 * 144 + 32 * (144 + 3 * 36) + 32 * 36  # what is pooled last, nobody needs
+    kept = kept_for_backward(fused, x)
+    assert 8 * words <= kept <= 1.05 * 8 * words
+    assert 50 * kept <= kept_for_backward(chain(UnfusedBlock), x)
