@@ -22,6 +22,9 @@ class SpikingCNN(nn.Module):
         classes: outputs.
         T: time steps. tau: decay factor of the neurons. readout: ``"current"`` or ``"integrate"``.
 
+    Raises:
+        ValueError: size does not survive the poolings, each of which halves it and rounds down.
+
     Shape:
         Images ``[B, C, H, W]`` (shown at each step) or frames ``[B, T, C, H, W]`` to outputs ``[T, B, classes]``; their
         mean over time is the answer.
@@ -39,6 +42,9 @@ class SpikingCNN(nn.Module):
         readout: str = "current",
     ) -> None:
         super().__init__()
+        pools = list(plan).count(POOL)
+        if size < 2**pools:
+            raise ValueError(f"size: expected at least {2**pools} pixels for {pools} poolings, got {size}")
         self.T = T
         blocks: list[nn.Module] = []
         channels = in_channels
