@@ -54,8 +54,17 @@ def apply(function: type[torch.autograd.Function], *args):
     A layer of 16 neurons takes 60 us forward and backward; the binding alone would add 50 (``inspect.signature``).
     """
     if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
-        return function.apply(*args)
+        return function.apply(*_distinct(args))
     return super(torch.autograd.Function, function).apply(*args)  # type: ignore[misc]
+
+
+def _distinct(args: tuple) -> list:
+    """Dynamo traces no Function that takes a tensor twice, as a block does that adds its input: views stand for it."""
+    distinct: list = []
+    for arg in args:
+        twice = isinstance(arg, Tensor) and any(arg is other for other in distinct)
+        distinct.append(arg.view_as(arg) if twice else arg)
+    return distinct
 
 
 class NoDoubleBackward(torch.autograd.Function):

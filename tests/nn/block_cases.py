@@ -2,6 +2,7 @@
 
 import copy
 import itertools
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 
@@ -251,3 +252,22 @@ def compare(truth, y, grads, block, tolerance=2e-5):
         own = block.get_submodule(name) if norm is not None else None
         for key, expected in norm.state_dict().items() if norm is not None else ():
             close(own.state_dict()[key], expected, atol=tolerance, msg=lambda m, key=key: f"{key}: {m}")
+
+
+@contextmanager
+def distances(model):
+    """A list that gets, at each call of a neuron layer, the least distance of a potential to its threshold."""
+    found = []
+
+    def note(lif, args, _):
+        v = 0.0
+        for current in args[0].detach():
+            u = float(lif.tau) * v + current
+            found.append(float((u - lif.v_threshold).abs().min()))
+            s = (u > lif.v_threshold).to(u.dtype)
+            v = u - s * lif.v_threshold if lif.v_reset is None else (1 - s) * u + s * lif.v_reset
+
+    handles = [m.register_forward_hook(note) for m in model.modules() if isinstance(m, esl.nn.LIF)]
+    yield found
+    for handle in handles:
+        handle.remove()

@@ -117,7 +117,8 @@ class Scaled(nn.Linear):
 def test_what_cannot_be_sparse_is_left_dense_and_says_why():
     model = nn.ModuleDict(
         {
-            "conv": nn.Conv2d(3, 4, 3),
+            "conv3d": nn.Conv3d(3, 4, 3),
+            "upsampling": nn.ConvTranspose2d(3, 4, 3),
             "attention": nn.MultiheadAttention(16, 2),
             "encoder": nn.TransformerEncoderLayer(16, 2, 32),
             "embedding": nn.Embedding(10, 16),
@@ -135,7 +136,8 @@ def test_what_cannot_be_sparse_is_left_dense_and_says_why():
     report = esl.sparsify(model, 0.2)
     assert dict(model.named_modules()) == before
     reasons = {name: layer.reason for name, layer in rows(report).items()}
-    assert reasons["conv"] == "there is no block-sparse Conv2d"
+    assert reasons["conv3d"] == "there is no block-sparse Conv3d"
+    assert reasons["upsampling"] == "there is no block-sparse ConvTranspose2d"
     assert reasons["attention"] == "there is no block-sparse MultiheadAttention"
     assert reasons["attention.out_proj"] == "MultiheadAttention reads its weight directly"
     assert reasons["encoder.linear1"] == "TransformerEncoderLayer reads its weight directly"
