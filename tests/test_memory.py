@@ -54,6 +54,26 @@ def test_bytes_are_those_of_the_tensors():
     assert report.dense_total == layer.dense + report.rest
 
 
+def test_bytes_of_convolutions():
+    dense = nn.Sequential(nn.Conv2d(5, 9, 3, bias=False), nn.Conv2d(9, 8, (1, 2), groups=1, bias=False))
+    model = nn.Sequential(
+        esl.nn.SparseConv2d(5, 9, 3, bias=False, density=0.2, block_size=(4, 2)),
+        esl.nn.SparseConv2d(9, 8, (1, 2), bias=False, density=0.5),
+    )
+    optimizer = after_a_step(model)
+    rewirer = esl.Rewirer(model, optimizer, grow="random", t_end=10_000)
+    report = esl.memory_report(model, optimizer, rewirer)
+    first = report.layers[0]
+    blocks = round(0.2 * 3 * 3 * 9)  # of 4 rows and 2 columns: 3 rows of blocks, 3 columns a tap, 9 taps
+    assert first.values == first.gradients == 4 * 8 * blocks
+    assert first.index == 3 * 4 * blocks + 4 * (3 + 1) + 4 * (27 + 1)
+    assert first.optimizer == 2 * 4 * 8 * blocks + 4
+    assert first.ever_active == -(-81 // 8)
+    weights = sum(param.numel() for param in dense.parameters())
+    assert report.dense_total == 4 * 4 * weights + 2 * 4
+    assert report.rest == 0
+
+
 def test_a_layer_without_blocks():
     model = sparse(0.0, 4)
     memory = esl.memory_report(model, after_a_step(model)).sparse

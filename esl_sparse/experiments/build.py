@@ -113,8 +113,8 @@ def _convolutional(config: TrainConfig, dataset: Dataset, generator: torch.Gener
 def _fix_inputs(model: nn.Module, binary: bool) -> None:
     """Tensors go to float kernels, except for the network's input if it is binary; packed spikes travel as bits anyway.
 
-    Left to find out, a layer would take as bits the images of one batch that has few grey levels, and remember that:
-    a resumed run, which remembers nothing, would differ in the last bits.
+    So no batch of images is searched for bits, and no layer does by what it remembers of an earlier batch, of which
+    a resumed run knows nothing.
     """
     layers = [m for m in model.modules() if isinstance(m, (SparseConv2d, SparseLinear))]
     for layer in layers[1 if binary else 0 :]:

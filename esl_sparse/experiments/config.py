@@ -52,7 +52,7 @@ class TrainConfig:
     augment: str = "none"
     model: str = "mlp"
     hidden: tuple[int, ...] = (800,)
-    channels: tuple[int, ...] = (32, 64, 128)
+    channels: tuple[int, ...] = (32, 64, 128, 256)
     structure: str = "evolve"
     density: float = 0.1
     distribution: str = "auto"

@@ -23,6 +23,7 @@ _PAPER: dict[str, Any] = {
     "interval": 1000,
     "t_end": 2 / 3,
 }
+_FASHION = {**_PAPER, "model": "convnet", "density": 0.1, "T": 4, "epochs": 15, "interval": 200}
 _CIFAR = {**_PAPER, "model": "resnet19", "density": 0.5, "augment": "cifar"}  # Table 2: density .5
 # T, size and augmentation: TET. Density .1: Fig. 4.
 _DVS = {**_PAPER, "model": "vggsnn", "density": 0.1, "T": 10, "size": 48, "augment": "dvs"}
@@ -31,4 +32,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "cifar10-resnet19": {**_CIFAR, "data": "cifar10", "T": 2},
     "cifar100-resnet19": {**_CIFAR, "data": "cifar100", "T": 4},
     "dvs-cifar10-vggsnn": {**_DVS, "data": "dvs-cifar10", "split": "tet"},
+    "dvs-fashion-vggsnn": {**_DVS, "data": "dvs-fashion-mnist", "epochs": 10, "interval": 200},
+    "fashion-convnet": {**_FASHION, "data": "fashion-mnist"},
+    "dvs-fashion-convnet": {**_FASHION, "data": "dvs-fashion-mnist"},
 }

@@ -86,14 +86,16 @@ def convnet(
     *,
     in_channels: int = 1,
     size: int = 28,
-    channels: Sequence[int] = (32, 64, 128),
+    channels: Sequence[int] = (32, 64, 128, 256),
     T: int = 4,
     tau: float = 0.5,
     readout: str = "current",
 ) -> SpikingCNN:
-    """A small network for 28 x 28 images: each stage is one convolution and a 2x2 pool; the first stage has two."""
-    first, *deeper = channels
-    plan: list[int | str] = [first, first, POOL]
-    for width in deeper:
-        plan += [width, POOL]
+    """A small network for 28 x 28 images: a convolution and a 2x2 pool in each stage; in the last, two and no pool.
+
+    Most weights stand where maps are smallest, and few neurons where maps are largest.
+    """
+    *stages, last = channels
+    plan: list[int | str] = [entry for width in stages for entry in (width, POOL)]
+    plan += [last, last]
     return SpikingCNN(plan, in_channels, size, classes, T=T, tau=tau, readout=readout)
