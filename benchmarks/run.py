@@ -27,6 +27,7 @@ from . import (
     rewire,
     saved,
     scan,
+    showcase,
     timing,
     vggsnn,
 )
@@ -47,6 +48,7 @@ BENCHMARKS = {
     "impossible": impossible,
     "overlap": overlap,
     "scan": scan,
+    "showcase": showcase,
 }
 
 
