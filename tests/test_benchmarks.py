@@ -154,6 +154,8 @@ def test_the_fastest_of_two_is_the_baseline():
     name, beside = timing.beside_fastest(timings, ("a", "b"))
     assert name == "b"
     assert [beside[key].speedup.median for key in ("a", "b", "once")] == [0.5, 1.0, 0.2]
+    _, beside = timing.beside_fastest(timings, ["once"])
+    assert [beside[key].speedup.median for key in ("a", "b", "once")] == [2.5, 5.0, 1.0]
 
 
 def test_ratios_are_taken_inside_a_round():
