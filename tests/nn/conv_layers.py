@@ -8,6 +8,7 @@ from esl_sparse.topology import transpose_index
 
 from .. import oracle
 
+ARGUMENT_NAMES = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups")
 DENSE = {SparseConv1d: nn.Conv1d, SparseConv2d: nn.Conv2d}
 
 
@@ -41,8 +42,7 @@ def blocks_of(layer, weight):
 
 def twin(layer):
     """torch's layer of the same map, in float64."""
-    names = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups")
-    options = {name: getattr(layer, name) for name in names}
+    options = {name: getattr(layer, name) for name in ARGUMENT_NAMES}
     dense = DENSE[type(layer)](
         **options, padding_mode=layer.padding_mode, bias=layer.bias is not None
     ).double()

@@ -4,7 +4,6 @@ import copy
 import io
 import pickle
 
-import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -13,7 +12,6 @@ from torch.nn.utils import prune
 import esl_sparse as esl
 from esl_sparse.nn import SparseConv1d, SparseConv2d
 
-from .. import oracle
 from .conv_layers import (
     DENSE,
     assert_index_consistent,
@@ -303,6 +301,18 @@ def test_compiles_as_one_graph(dtype, dynamic):
     compiled = torch.compile(net, fullgraph=True, dynamic=dynamic, backend="aot_eager")
     for a, e in zip(results(compiled), expected, strict=True):
         torch.testing.assert_close(a, e)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_backward_keeps_bits(packed):
+    layer, x = conv(6, 10, 3), spikes(3, 20, 6, 8, 7).requires_grad_()
+    given, saved = esl.functional.pack(x) if packed else x, []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):
+        layer(given).sum().backward()
+    words = [t for t in saved if t.dtype == torch.int64]
+    groups = 2 if packed else 1  # of 64 lanes: 3 steps of 24, or 60 samples
+    assert [t.numel() for t in words] == [groups * 8 * 7 * 6]
+    assert max(t.numel() for t in saved if t.is_floating_point()) <= layer.values.numel()
 
 
 # Conversions
