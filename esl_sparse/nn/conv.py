@@ -194,10 +194,10 @@ class _SparseConv(BlockSparseLayer):
             x, lambda planes, scale: conv2d(x, values, bias, topology, geometry, planes, scale)
         )
 
-    def _spikes(self, x: PackedSpikes, currents: bool) -> Any:
-        run = conv2d_panels if currents else conv2d_packed
+    def _spikes(self, x: PackedSpikes, currents: bool) -> Tensor:
         geometry = self.geometry(*x.words.shape[2:4])
-        return run(self._bordered(x), self.values, self.bias, self.topology, geometry)
+        operands = (self._bordered(x), self.values, self.bias, self.topology, geometry)
+        return conv2d_panels(*operands)[0] if currents else conv2d_packed(*operands)
 
     # What rewiring by gradient needs (see rewire.layers.GradientLayer)
 
@@ -323,11 +323,11 @@ class SparseConv2d(_SparseConv):
         like = (in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode)
         self._set_up_conv(*like, density, block_size, input, device, dtype, generator)
 
-    def forward(self, x: Tensor | PackedSpikes, currents: bool = False) -> Any:
+    def forward(self, x: Tensor | PackedSpikes, currents: bool = False) -> Tensor:
         """``[C, H, W]``, ``[N, C, H, W]``, ``[T, N, C, H, W]`` or PackedSpikes ``(T, B, C, H, W)`` to a float tensor.
 
         The result has as many dimensions as x; that of PackedSpikes has five. With ``currents`` (PackedSpikes only) it
-        is a panel and its statistics instead, see :func:`esl_sparse.ops.conv2d.conv2d_panels`.
+        is current panels ``[G, Ho, Wo, out_channels, 64]``, whose padding lanes are undefined.
         """
         if isinstance(x, PackedSpikes):
             return self._spikes(x, currents)
