@@ -24,6 +24,8 @@ NORMS = [
         ("plain eval", 0.1),
         ("batch", 0.1),
         ("batch eval", 0.1),
+        ("untracked", 0.1),
+        ("untracked eval", 0.1),
         ("none", 0.1),
     )
 ]
