@@ -59,6 +59,78 @@ KERNEL_DENSITIES = (0.3, 0.1, 0.05)
 KERNEL_RATES = (0.3, 0.1, 0.02)
 KERNEL_TARGET = 1.15  # the automatic choice over the fastest kernel, at most
 
+
+class ConvCase(NamedTuple):
+    """A convolution, padded by half its kernel, of ``lanes`` (time steps x batch) maps of ``size`` x ``size``.
+
+    Its input are spikes; with ``pooled``, averages of 2 x 2 of them.
+    """
+
+    network: str
+    inputs: int
+    outputs: int
+    kernel: int
+    stride: int
+    size: int
+    pooled: bool
+    lanes: int
+
+    @property
+    def shape(self) -> str:
+        return f"{self.inputs}-{self.outputs}"
+
+    @property
+    def label(self) -> str:
+        """Without the lanes."""
+        stride = f" stride {self.stride}" if self.stride > 1 else ""
+        pooled = " pooled" if self.pooled else ""
+        return f"{self.network} {self.shape} {self.kernel}x{self.kernel}{stride}, {self.size}x{self.size}{pooled}"
+
+    def __str__(self) -> str:
+        return f"{self.label}, {self.lanes} lanes"
+
+
+# Each shape once: inputs, outputs, kernel, stride, size, pooled. ResNet-19's first layer sees an image, not spikes.
+_VGGSNN = (
+    (2, 64, 3, 1, 48, False),
+    (64, 128, 3, 1, 48, False),
+    (128, 256, 3, 1, 24, True),
+    (256, 256, 3, 1, 24, False),
+    (256, 512, 3, 1, 12, True),
+    (512, 512, 3, 1, 12, False),
+    (512, 512, 3, 1, 6, True),
+    (512, 512, 3, 1, 6, False),
+)
+_RESNET19 = (
+    (64, 128, 3, 1, 32, False),
+    (64, 128, 1, 1, 32, False),
+    (128, 128, 3, 1, 32, False),
+    (128, 256, 3, 2, 32, False),
+    (128, 256, 1, 2, 32, False),
+    (256, 256, 3, 1, 16, False),
+    (256, 512, 3, 2, 16, False),
+    (256, 512, 1, 2, 16, False),
+    (512, 512, 3, 1, 8, False),
+)
+CONV_CASES = [
+    ConvCase(network, *shape, lanes)
+    for lanes in (128, 64)
+    for network, shapes in (("VGGSNN", _VGGSNN), ("ResNet-19", _RESNET19))
+    for shape in shapes
+]
+CONV_STEPS = 4  # of the lanes
+CONV_DENSITIES = (0.5, 0.3, 0.1, 0.05)
+CONV_RATES = (0.05, 0.15)
+CONV_BLOCK = 4
+# Other blocks: fewer shapes, at 128 lanes.
+CONV_OTHER_BLOCKS = (1, 8)
+CONV_OTHER_SHAPES = (_VGGSNN[1], _VGGSNN[3], _VGGSNN[5], _RESNET19[3], _RESNET19[4])
+
+QUICK_CONV_CASES = [ConvCase("quick", 6, 10, 3, 2, 9, False, 24), ConvCase("quick", 8, 12, 1, 1, 4, True, 64)]
+# mode, times the faster dense layout at least: median over all cases with blocks of 4x4 at this density
+CONV_TARGET_DENSITY = 0.1
+CONV_TARGETS = (("forward", 14.0), ("grad-values", 8.0), ("grad-input", 7.5), ("layer", 5.5))
+
 LIF_SHAPE = (4, 16, 128, 24, 24)  # T, N, C, H, W
 QUICK_LIF_SHAPE = (2, 2, 3, 4, 4)
 LIF_TARGET = 6.0  # times a warm clone of the input, at most
@@ -82,6 +154,39 @@ QUICK_MEMORY_CASE = MemoryCase(1024, 2, 2, 0.1)
 MEMORY_DENSITIES = (1.0, 0.5, 0.2, 0.1, 0.05, 0.02, 0.01)
 # provider, weight state (values + index + gradient + Adam) at density d at most so many times d of dense
 STATE_TARGETS = (("4x4", 1.1), ("1x1", 1.8))
+
+
+class NetworkCase(NamedTuple):
+    """A training step of a network of ``esl_sparse.models`` on ``N`` samples and ``T`` steps.
+
+    ``width``: channels of its first convolution, of which the others are multiples.
+    """
+
+    network: str
+    T: int
+    N: int
+    size: int
+    width: int = 64
+
+    def __str__(self) -> str:
+        return f"{self.network}, T={self.T}, N={self.N}, {self.size}x{self.size}"
+
+
+VGGSNN_CASES = (NetworkCase("vggsnn", 4, 32, 48), NetworkCase("vggsnn", 10, 8, 48))
+QUICK_VGGSNN_CASES = (NetworkCase("vggsnn", 2, 4, 16, 8),)
+RESNET19_CASES = (NetworkCase("resnet19", 2, 32, 32),)
+QUICK_RESNET19_CASES = (NetworkCase("resnet19", 2, 4, 8, 4),)
+VGGSNN_MEMORY_DENSITIES = (1.0, 0.5, 0.2, 0.1, 0.05, 0.02)
+FRAME_RATE = 0.1  # of the frames' events
+# at VGGSNN_CASES[0]: ours, whom it beats, how many times at least
+VGGSNN_TARGETS = (
+    ("ERK 0.1", "SpikingJelly", 5.0),
+    ("ERK 0.1", "torch", 4.0),
+    ("ERK 0.1", "torch compiled", 4.0),
+    ("uniform 0.1", "SpikingJelly", 7.0),
+)
+VGGSNN_MEMORY_TARGET = ("ERK 0.1", "SpikingJelly", 1 / 6)  # peak, at most so many times the other's
+SAVED_TARGET = 1 / 50  # bytes kept for backward, of the same modules one by one
 
 
 class RewireCase(NamedTuple):

@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import sys
 import time
 from collections.abc import Callable, Iterable
 
@@ -19,10 +18,12 @@ from torch import Tensor, nn
 import esl_sparse as esl
 
 from . import cases
+from .allocations import saved_for_backward
 from .cases import ImpossibleCase
-from .memory import MB, _bytes, _reset_peak, _saved, _status
+from .memory import MB, _bytes
+from .process import after_torch, reset_peak, status
 from .report import Report
-from .rewire import GIVE_BACK, answer
+from .rewire import GIVE_BACK
 
 HELP = "a 65,536 x 65,536 layer, trained and rewired in one process: peak memory, seconds"
 
@@ -48,17 +49,6 @@ ENVIRONMENTS = {
     "glibc's defaults": {},
 }
 
-# The first statements of the process: nothing but torch is there when what it holds is noted.
-_CHILD = """
-import sys
-import torch
-held = next(line for line in open("/proc/self/status") if line.startswith("VmRSS"))
-open("/proc/self/clear_refs", "w").write("5")
-from benchmarks.impossible import child
-child(int(held.split()[1]) * 1024, sys.argv[1])
-"""
-
-
 # ---- the training, in its own process
 
 
@@ -72,12 +62,12 @@ class Phases:
     def end(self, phase: str, *seconds: float) -> None:
         """What ran since the last call, and what it took."""
         before = self.rows[-1]["after"] if self.rows else 0
-        peak, after = (_status(name) - self.held for name in ("VmHWM", "VmRSS"))
+        peak, after = (status(name) - self.held for name in ("VmHWM", "VmRSS"))
         spent = [float(f"{s:.4g}") for s in seconds]
         self.rows.append(
             {"phase": phase, "peak": peak, "after": after, "grown": after - before, "seconds": spent}
         )
-        _reset_peak()
+        reset_peak()
 
 
 def _seconds(run: Callable[[], object]) -> float:
@@ -115,7 +105,8 @@ def train(case: ImpossibleCase, held: int) -> dict:
     parts = {name: getattr(sparse, name) for name in ("values", "gradients", "optimizer", "index")}
     parts["record"] = record
     parts["batch"] = _bytes([x, target])
-    parts["saved"] = _saved(model, x, [*parameters, *buffers, x, target])
+    saved = saved_for_backward(model, x, [*parameters, *buffers, x, target])
+    parts["saved"] = sum(storage.nbytes() for storage in saved)
     parts["arena"] = esl.arena.bytes
     parts["libraries"] = sum(row["grown"] for row in phases.rows if row["phase"] in LIBRARIES)
     peak = max(row["peak"] for row in phases.rows)
@@ -176,11 +167,11 @@ def run(args: argparse.Namespace, report: Report) -> None:
     report.set("method", "peak resident memory of one process above what it held right after `import torch`")
     print(f"\n{case}; Adam; {iterations} iterations; its dense training state: {case.dense / 1e9:.1f} GB")
     print("MB (1e6 bytes) above what the process held right after `import torch`")
-    request = json.dumps({"case": case, "threads": args.threads, "seed": args.seed})
+    request = {"case": case, "threads": args.threads, "seed": args.seed}
     memory, losses = {}, {}
     for environment, variables in ENVIRONMENTS.items():
         print(f"\n{environment}")
-        found = answer([sys.executable, "-c", _CHILD, request], variables)
+        found = after_torch("benchmarks.impossible", request, variables)
         if "error" in found:
             report.add([{"environment": environment, **found}])
             print(found["error"])

@@ -50,23 +50,28 @@ def inputs(case: LinearCase) -> tuple[Tensor, Tensor]:
     return x, torch.randn(case.lanes, case.outputs)
 
 
-def check(name: str, layer: nn.Module, x: Tensor, grad: Tensor) -> None:
-    """Compare with the dense layer of the same weights, on a few lanes; a wrong competitor is not timed."""
+def same(name: str, what: str, got: Tensor, expected: Tensor) -> None:
+    """Raise unless two results differ by rounding only: a wrong competitor is not timed."""
+    error = (got - expected).abs().max().item()
+    if not error <= 1e-4 * max(1.0, expected.abs().max().item()):
+        raise AssertionError(f"{name}: {what} differs from dense by {error:.3g}")
+
+
+def check(name: str, layer: nn.Module, x: Tensor, grad: Tensor, lanes: int = 64) -> None:
+    """Compare with the dense layer of the same weights, on a few lanes."""
     dense = layer.to_dense()
     results = []
     for module in (layer, dense):
-        lanes = x[:64].detach().requires_grad_()
-        y = module(lanes)
+        some = x[:lanes].detach().requires_grad_()
+        y = module(some)
         weight, bias = module.parameters()
-        grads = torch.autograd.grad(y, (lanes, weight, bias), grad[:64])
+        grads = torch.autograd.grad(y, (some, weight, bias), grad[:lanes])
         # Weights differ in layout: compare <gradient, weight>, which absent weights do not enter.
         terms = grads[1] * weight
         along = terms.sum() / (terms.abs().sum() + 1e-30)
         results.append((y, grads[0], grads[2], along))
     for what, got, expected in zip(("y", "grad x", "grad bias", "grad weight"), *results, strict=True):
-        error = (got - expected).abs().max().item()
-        if not error <= 1e-4 * max(1.0, expected.abs().max().item()):
-            raise AssertionError(f"{name}: {what} differs from dense by {error:.3g}")
+        same(name, what, got, expected)
 
 
 def measure(

@@ -1,4 +1,4 @@
-"""``memory``: what training a 16,384-neuron layer costs in memory, and how that falls with density.
+"""``memory``: what training a 16,384-neuron layer, or VGGSNN, costs in memory, and how that falls with density.
 
 Each variant trains in its own process, so that a peak is its own. Peaks are resident memory above what the
 process held after imports and one tiny training step (which loads the libraries' own scratch). Linux only.
@@ -8,26 +8,25 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 import statistics
-import subprocess
 import sys
 import time
-from collections.abc import Iterable
-from pathlib import Path
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 import esl_sparse as esl
 
-from . import cases
-from .cases import MemoryCase
+from . import cases, networks
+from .allocations import saved_for_backward
+from .cases import MemoryCase, NetworkCase
+from .process import answer, reset_peak, status
 from .providers import LINEAR
 from .report import Report
 
-HELP = "peak training memory and samples/s of a large layer over density"
-ROOT = Path(__file__).parent.parent
+HELP = "peak training memory and samples/s of a large layer, or of VGGSNN, over density"
 WARM_STEPS = 1
 
 # The parts of a peak, in the order of the table. ``index``: of the blocks, or the mask. ``batch``: input, its
@@ -40,89 +39,111 @@ MB = 1e6
 # ---- one variant, in its own process
 
 
-def _status(field: str) -> int:
-    """Bytes of a ``/proc/self/status`` field: VmRSS now, VmHWM peak."""
-    found = re.search(rf"{field}:\s+(\d+) kB", Path("/proc/self/status").read_text())
-    assert found is not None
-    return int(found[1]) * 1024
-
-
-def _reset_peak() -> None:
-    Path("/proc/self/clear_refs").write_text("5")
-
-
 def _bytes(tensors: Iterable[Tensor | None]) -> int:
     """Storage bytes, each storage once."""
     storages = [t.untyped_storage() for t in tensors if t is not None]
     return sum({s.data_ptr(): s.nbytes() for s in storages}.values())
 
 
-def _network(provider: str, neurons: int, density: float) -> nn.Module:
+def _layer(case: MemoryCase, provider: str, density: float) -> nn.Module:
     # The neurons are ours in every variant: variants differ in their weights only.
-    return nn.Sequential(LINEAR[provider](neurons, neurons, density), esl.nn.LIF())
+    return nn.Sequential(LINEAR[provider](case.neurons, case.neurons, density), esl.nn.LIF())
 
 
-def _batch(case: MemoryCase) -> tuple[Tensor, Tensor]:
+def _layer_batch(case: MemoryCase) -> tuple[Tensor, Tensor]:
     x = torch.bernoulli(torch.full((case.T, case.N, case.neurons), case.rate))
     return x.requires_grad_(), torch.rand(case.N, case.neurons)  # a gradient, as inside a deeper network
 
 
-def _step(model: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor, target: Tensor) -> None:
-    optimizer.zero_grad()
-    x.grad = None
-    loss = (model(x).mean(0) - target).square().mean()
-    loss.backward()
-    optimizer.step()
+def _mean_square(y: Tensor, target: Tensor) -> Tensor:
+    return (y.mean(0) - target).square().mean()
 
 
-def _saved(model: nn.Module, x: Tensor, known: Iterable[Tensor]) -> int:
-    """Bytes that one forward keeps for backward, each storage once, without those of ``known``."""
-    skip = {t.untyped_storage().data_ptr() for t in known}
-    kept: dict[int, int] = {}
-
-    def pack(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in skip:
-            kept[storage.data_ptr()] = storage.nbytes()
-        return tensor.detach()  # an output that holds itself would never be freed
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        model(x)
-    return sum(kept.values())
+def _convolutional(case: NetworkCase, provider: str, density: float) -> nn.Module:
+    model = networks.dense(case)
+    return networks.plain(model) if provider == "dense" else networks.sparse("erk", density, model)
 
 
-def train(provider: str, density: float, case: MemoryCase, steps: int) -> dict:
+class Workload(NamedTuple):
+    """What is trained, of a size that a case says; ``tiny`` loads the libraries' scratch first."""
+
+    case: Any
+    quick: Any
+    tiny: Any
+    densities: tuple[float, ...]
+    providers: tuple[str, ...]
+    network: Callable[[Any, str, float], nn.Module]
+    batch: Callable[[Any], tuple[Tensor, Tensor]]
+    loss: Callable[[Tensor, Tensor], Tensor]
+
+
+MODELS = {
+    "linear": Workload(
+        cases.MEMORY_CASE,
+        cases.QUICK_MEMORY_CASE,
+        MemoryCase(64, 2, 2, cases.MEMORY_CASE.rate),
+        cases.MEMORY_DENSITIES,
+        ("dense", "dense+mask", "4x4", "1x1"),
+        _layer,
+        _layer_batch,
+        _mean_square,
+    ),
+    "vggsnn": Workload(
+        cases.VGGSNN_CASES[0],
+        cases.QUICK_VGGSNN_CASES[0],
+        cases.QUICK_VGGSNN_CASES[0],
+        cases.VGGSNN_MEMORY_DENSITIES,
+        ("dense", "4x4"),
+        _convolutional,
+        networks.batch,
+        esl.nn.TETLoss(),
+    ),
+}
+
+
+def train(workload: Workload, case: Any, provider: str, density: float, steps: int) -> dict:
     """Train in this process; returns bytes and speed."""
-    tiny = MemoryCase(64, 2, 2, case.rate)
-    model = _network(provider, tiny.neurons, 1.0)
-    _step(model, torch.optim.Adam(model.parameters()), *_batch(tiny))
-    esl.arena.release()
-    del model
 
-    baseline = _status("VmRSS")
-    _reset_peak()
-    model = _network(provider, case.neurons, density)
+    def step() -> None:
+        optimizer.zero_grad()
+        x.grad = None
+        workload.loss(model(x), target).backward()
+        optimizer.step()
+
+    model = workload.network(workload.tiny, provider, 1.0)
     optimizer = torch.optim.Adam(model.parameters())
-    building = _status("VmHWM") - baseline
-    x, target = _batch(case)
-    _reset_peak()
+    x, target = workload.batch(workload.tiny)
+    step()
+    esl.arena.release()
+    del model, optimizer, x, target
+
+    baseline = status("VmRSS")
+    reset_peak()
+    model = workload.network(case, provider, density)
+    optimizer = torch.optim.Adam(model.parameters())
+    building = status("VmHWM") - baseline
+    x, target = workload.batch(case)
+    reset_peak()
     seconds = []
     for _ in range(WARM_STEPS + steps):
         start = time.perf_counter()
-        _step(model, optimizer, x, target)
+        step()
         seconds.append(time.perf_counter() - start)
-    peak = _status("VmHWM") - baseline
+    peak = status("VmHWM") - baseline
 
     parameters, buffers = list(model.parameters()), list(model.buffers())
     slots = [v for state in optimizer.state.values() for v in state.values() if isinstance(v, Tensor)]
+    arena = esl.arena.bytes
+    saved = saved_for_backward(model, x, [*parameters, *buffers, x, target])
     parts = {
         "weights": _bytes(parameters),
         "gradients": _bytes(p.grad for p in parameters),
         "optimiser": _bytes(slots),
         "index": _bytes(buffers),
         "batch": _bytes([x, x.grad, target]),
-        "saved": _saved(model, x, [*parameters, *buffers, x, target]),
-        "arena": esl.arena.bytes,
+        "saved": sum(storage.nbytes() for storage in saved),
+        # Tensors made of the arena's buffers cannot be resized; what is saved of them is counted once.
+        "arena": arena - sum(storage.nbytes() for storage in saved if not storage.resizable()),
     }
     parts["other"] = peak - sum(parts.values())
     return {
@@ -138,29 +159,25 @@ def _child(request: str) -> None:
     options = json.loads(request)
     torch.set_num_threads(options["threads"])
     torch.manual_seed(options["seed"])
-    case = MemoryCase(*options["case"])
-    print(json.dumps(train(options["provider"], options["density"], case, options["steps"])))
+    workload = MODELS[options["model"]]
+    case = type(workload.case)(*options["case"])
+    print(json.dumps(train(workload, case, options["provider"], options["density"], options["steps"])))
 
 
 # ---- the sweep
 
 
-def measure(provider: str, density: float, case: MemoryCase, args: argparse.Namespace) -> dict:
+def measure(provider: str, density: float, case: Any, args: argparse.Namespace) -> dict:
     """A row; where the process dies (no memory), one with ``error``."""
-    request = {"provider": provider, "density": density, "case": case, "steps": args.steps}
-    request |= {"threads": args.threads, "seed": args.seed}
-    command = [sys.executable, "-m", "benchmarks.memory", json.dumps(request)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    row = {"provider": provider, "density": density}
-    if done.returncode:
-        last = (done.stderr.strip().splitlines() or [""])[-1]
-        return row | {"error": f"exit status {done.returncode}: {last}"}
-    return row | json.loads(done.stdout.splitlines()[-1])
+    request = {"model": args.model, "provider": provider, "density": density, "case": case}
+    request |= {"steps": args.steps, "threads": args.threads, "seed": args.seed}
+    found = answer([sys.executable, "-m", "benchmarks.memory", json.dumps(request)])
+    return {"provider": provider, "density": density, **found}
 
 
 def state_ratio(row: dict, dense: dict) -> float:
     """Bytes of values, gradient, Adam and index, over the density's share of dense."""
-    state = sum(row[part] for part in ("weights", "gradients", "optimiser", "index"))
+    state = sum(row[part] for part in STATE)
     return state / sum(dense[part] for part in ("weights", "gradients", "optimiser")) / row["density"]
 
 
@@ -181,10 +198,27 @@ def print_row(row: dict, dense: dict | None) -> None:
     print(f"{head}{row['peak'] / MB:9.1f} {share}{megabytes}{speed:10.4g} {faster}", flush=True)
 
 
-def print_summary(report: Report, rows: list[dict]) -> None:
+STATE = ("weights", "gradients", "optimiser", "index")  # what goes with density
+
+
+def print_parts(rows: list[dict]) -> None:
+    """Which parts of ours change with the density."""
+    state = [sum(row[part] for part in STATE) for row in rows]
+    densities = [row["density"] for row in rows]
+    low, high = min(densities), max(densities)
+    by = " + ".join(STATE)
+    print(f"  with density: {by}: {min(state) / MB:.1f} MB at {low:g}, {max(state) / MB:.1f} at {high:g}")
+    for part, why in (("saved", "with bits, one a spike"), ("arena", "with the largest currents")):
+        sizes = [row[part] / MB for row in rows]
+        print(f"  {why}: {part}: {min(sizes):.1f} to {max(sizes):.1f} MB at any density")
+
+
+def print_summary(report: Report, rows: list[dict], providers: Iterable[str]) -> None:
     dense = next((row for row in rows if row["provider"] == "dense"), None)
     fits = []
     for provider, bound in cases.STATE_TARGETS:
+        if provider not in providers:
+            continue
         ours = [row for row in rows if row["provider"] == provider]
         if len(ours) > 1:
             slope, intercept = fit((row["density"], row["peak"]) for row in ours)
@@ -192,6 +226,7 @@ def print_summary(report: Report, rows: list[dict]) -> None:
             print(f"\n{provider}: peak = {slope / MB:.0f} MB x density + {intercept / MB:.0f} MB")
             if dense:
                 print(f"  dense: {dense['peak'] / MB:.0f} MB; slope {slope / dense['peak']:.3f} of it")
+            print_parts(ours)
         worst = max((state_ratio(row, dense) for row in ours), default=None) if dense else None
         what = f"weight state of {provider} at density d, times d of dense"
         report.target(what, f"<= {bound:g}", worst, None if worst is None else worst <= bound)
@@ -199,7 +234,8 @@ def print_summary(report: Report, rows: list[dict]) -> None:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--sweep", action="store_true", help="all densities, and 1x1 blocks too")
+    parser.add_argument("--model", choices=list(MODELS), default="linear")
+    parser.add_argument("--sweep", action="store_true", help="all densities, and 1x1 blocks too (linear)")
     parser.add_argument("--density", nargs="+", type=float, help="densities instead of 0.1")
     parser.add_argument("--provider", nargs="+", choices=list(LINEAR), help="instead of dense dense+mask 4x4")
     parser.add_argument("--steps", type=int, default=5, help=f"timed steps, after {WARM_STEPS} more")
@@ -209,9 +245,16 @@ def is_default(args: argparse.Namespace) -> bool:
     return args.sweep and not args.density and not args.provider
 
 
+def result_name(args: argparse.Namespace) -> str:
+    return "memory" if args.model == "linear" else f"memory-{args.model}"
+
+
 def variants(args: argparse.Namespace) -> list[tuple[str, float]]:
-    densities = args.density or (cases.MEMORY_DENSITIES if args.sweep else (0.1,))
-    providers = args.provider or ["dense", "dense+mask", "4x4", *(["1x1"] if args.sweep else [])]
+    workload = MODELS[args.model]
+    densities = args.density or (workload.densities if args.sweep else (0.1,))
+    providers = args.provider or [name for name in workload.providers if args.sweep or name != "1x1"]
+    if unknown := set(providers) - set(workload.providers):
+        raise SystemExit(f"--provider: {args.model} has {', '.join(workload.providers)}, not {unknown.pop()}")
     if args.quick:
         densities, providers = cases.QUICK_DENSITIES, args.provider or ["dense", "4x4"]
     chosen = []
@@ -226,7 +269,8 @@ def variants(args: argparse.Namespace) -> list[tuple[str, float]]:
 
 
 def run(args: argparse.Namespace, report: Report) -> None:
-    case = cases.QUICK_MEMORY_CASE if args.quick else cases.MEMORY_CASE
+    workload = MODELS[args.model]
+    case = workload.quick if args.quick else workload.case
     args.steps = 1 if args.quick else args.steps
     conditions = {"case": case._asdict(), "steps": args.steps, "optimiser": "torch.optim.Adam, defaults"}
     report.set("conditions", conditions)
@@ -240,7 +284,7 @@ def run(args: argparse.Namespace, report: Report) -> None:
         dense = row if provider == "dense" and "error" not in row else dense
         print_row(row, dense)
         report.add([row])
-    print_summary(report, [row for row in report.rows if "error" not in row])
+    print_summary(report, [row for row in report.rows if "error" not in row], workload.providers)
 
 
 if __name__ == "__main__":

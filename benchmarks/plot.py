@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
 from . import cases, linear, machine, memory
-from .cases import LinearCase
+from .cases import LinearCase, MemoryCase, NetworkCase
 from .report import RESULTS, load
 
 COLOURS = {
@@ -69,10 +69,12 @@ def speedup_axes(axes: Axes, rows: list[dict], case: LinearCase, mode: str = lin
 
 def memory_axes(axes: Axes, rows: list[dict], case: dict) -> None:
     """Peak over density, with the fitted lines."""
+    network = "network" in case
+    names = NAMES | ({"dense": "dense (plain torch)"} if network else {})
     top = max(row["peak"] for row in rows) / 1e9
     for name in ("dense", "dense+mask"):
         for row in (row for row in rows if row["provider"] == name):
-            axes.axhline(row["peak"] / 1e9, color=COLOURS[name], label=NAMES.get(name, name))
+            axes.axhline(row["peak"] / 1e9, color=COLOURS[name], label=names.get(name, name))
     for name in linear.OURS:
         points = sorted((row["density"], row["peak"]) for row in rows if row["provider"] == name)
         if len(points) > 1:
@@ -85,7 +87,8 @@ def memory_axes(axes: Axes, rows: list[dict], case: dict) -> None:
             axes.plot(ends, [(intercept + slope * d) / 1e9 for d in ends], color=COLOURS[name], label=label)
     axes.set(xlim=(0, 1.02), ylim=(0, 1.05 * top), xlabel="density", ylabel="peak training memory, GB")
     axes.grid(alpha=0.3)
-    axes.set_title(f"training memory, Adam\n{cases.MemoryCase(**case)}", fontsize=9)
+    trained = NetworkCase(**case) if network else MemoryCase(**case)
+    axes.set_title(f"training memory, Adam\n{trained}", fontsize=9)
 
 
 def parts_axes(axes: Axes, rows: list[dict]) -> None:
@@ -152,6 +155,20 @@ def plot_memory(result: dict, path: Path) -> None:
     _finish(figure, [result], path)
 
 
+def plot_showcase(result: dict, path: Path) -> None:
+    """Test accuracy over training time."""
+    figure, axes = plt.subplots(figsize=(6, 4))
+    for row, colour in zip(_measured(result), ("#555555", "#a0a0a0", "#7fb3d5", "#1f77b4"), strict=False):
+        clock, _, accuracy = zip(*row["curve"], strict=True)
+        label = f"{row['variant']}: {row['samples']:,} samples, peak {row['peak'] / memory.MB:.0f} MB"
+        axes.plot(clock, [100 * value for value in accuracy], "o-", color=colour, markersize=4, label=label)
+    axes.set(xlabel="seconds of training", ylabel="test accuracy, %")
+    axes.set_title("SpikingJelly script on dvs-fashion-mnist", fontsize=9)
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=7)
+    _finish(figure, [result], path)
+
+
 def plot_overview(folder: Path, path: Path) -> None:
     """The README's plot: speed of the target case beside memory."""
     speed, space = load("linear", folder), load("memory", folder)
@@ -168,7 +185,13 @@ def plot_overview(folder: Path, path: Path) -> None:
     _finish(figure, [speed, space], path)
 
 
-PLOTS = {"linear": plot_linear, "lif": plot_lif, "memory": plot_memory}
+PLOTS = {
+    "linear": plot_linear,
+    "lif": plot_lif,
+    "memory": plot_memory,
+    "memory-vggsnn": plot_memory,
+    "showcase": plot_showcase,
+}
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -1,6 +1,6 @@
-"""The competitors: linear layers and LIF neurons, all modules of the same shape: float in, float out.
+"""The competitors: linear layers, convolutions and LIF neurons, modules of the same shape: float in, float out.
 
-Linear providers also have ``to_dense() -> nn.Linear``, against which each is checked before it is timed.
+Linear layers and convolutions also have ``to_dense()``, against which each is checked before it is timed.
 """
 
 from __future__ import annotations
@@ -8,12 +8,15 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from functools import partial
+from types import SimpleNamespace
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 import esl_sparse as esl
+
+from .cases import ConvCase
 
 # ---- linear: (inputs, outputs, density) -> module; its first parameter is the weight
 
@@ -120,6 +123,35 @@ LINEAR: dict[str, Callable[[int, int, float], nn.Module]] = {
 }
 OURS = ("1x1", "4x4", "16x16")
 
+# ---- convolutions: (case) -> module
+
+
+class DenseConv(nn.Conv2d):
+    def __init__(self, case: ConvCase) -> None:
+        super().__init__(case.inputs, case.outputs, case.kernel, case.stride, case.kernel // 2)
+
+    def to_dense(self) -> nn.Conv2d:
+        return self
+
+
+class MaskedConv(DenseConv):
+    mask: Tensor
+
+    def __init__(self, case: ConvCase, density: float) -> None:
+        super().__init__(case)
+        self.register_buffer("mask", (torch.rand_like(self.weight) < density).float())
+        with torch.no_grad():
+            self.weight.mul_(self.mask)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self._conv_forward(x, self.weight * self.mask, self.bias)
+
+
+def sparse_conv(case: ConvCase, density: float, block: int) -> esl.nn.SparseConv2d:
+    shape = (case.inputs, case.outputs, case.kernel, case.stride, case.kernel // 2)
+    return esl.nn.SparseConv2d(*shape, density=density, block_size=block)
+
+
 # ---- lif: () -> function of currents [T, ...]; tau 0.5, threshold 1, hard reset to 0, triangle of width 1
 
 
@@ -150,19 +182,34 @@ def loop(x: Tensor) -> Tensor:
     return torch.stack(spikes)
 
 
-def _spikingjelly() -> Callable[[Tensor], Tensor]:
-    from spikingjelly.activation_based import functional, neuron, surrogate
+# The rest of what it needs, but for torchaudio and SciencePlots, comes with the extra [bench].
+INSTALL_SPIKINGJELLY = "pip install --no-deps spikingjelly==2.0.0 torchvision==0.28.0"
 
-    node = neuron.LIFNode(
-        tau=2.0,
-        decay_input=False,
-        v_reset=0.0,
-        surrogate_function=surrogate.PiecewiseQuadratic(1.0),
-        step_mode="m",
+
+def spikingjelly() -> SimpleNamespace:
+    """``layer``, ``functional`` and ``lif()``: neurons like :func:`loop`.
+
+    Raises:
+        ImportError: SpikingJelly is missing; says how to install it.
+    """
+    try:
+        from spikingjelly.activation_based import functional, layer, neuron, surrogate
+    except ImportError as error:
+        raise ImportError(f"{error}; for SpikingJelly: {INSTALL_SPIKINGJELLY}") from error
+    lif = partial(neuron.LIFNode, tau=2.0, decay_input=False, v_reset=0.0, step_mode="m")
+    return SimpleNamespace(
+        layer=layer,
+        functional=functional,
+        lif=lambda: lif(surrogate_function=surrogate.PiecewiseQuadratic(1.0)),
     )
 
+
+def _spikingjelly() -> Callable[[Tensor], Tensor]:
+    jelly = spikingjelly()
+    node = jelly.lif()
+
     def run(x: Tensor) -> Tensor:
-        functional.reset_net(node)
+        jelly.functional.reset_net(node)
         return node(x)
 
     return run

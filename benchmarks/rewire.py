@@ -12,12 +12,10 @@ import argparse
 import ctypes
 import gc
 import json
-import os
 import statistics
-import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -30,7 +28,7 @@ import esl_sparse as esl
 from . import cases
 from .allocations import Allocations
 from .cases import RewireCase
-from .memory import ROOT, _reset_peak, _status
+from .process import answer, reset_peak, status
 from .report import Report
 from .timing import Quartiles, no_garbage_collection
 
@@ -64,8 +62,8 @@ def _settled() -> int:
     gc.collect()
     esl.arena.release()
     ctypes.CDLL(None).malloc_trim(0)
-    _reset_peak()
-    return _status("VmRSS")
+    reset_peak()
+    return status("VmRSS")
 
 
 def _seconds(run: Callable[[], object]) -> float:
@@ -156,7 +154,7 @@ def memory_cycle(training: Training) -> dict[str, int]:
     rest = _settled()
     with Allocations() as plain:
         training.step()
-    plain_rss = _status("VmHWM") - rest
+    plain_rss = status("VmHWM") - rest
     at_rest = plain.live  # the gradients made anew: those that they replace were not counted
     for _ in range(training.plain - 1):
         next(steps)
@@ -165,13 +163,13 @@ def memory_cycle(training: Training) -> dict[str, int]:
     with Allocations() as seen:
         for _ in steps:
             training.step()
-        steps_rss = _status("VmHWM") - rest
+        steps_rss = status("VmHWM") - rest
         steps_torch = seen.peak
         _settled()
         seen.peak = seen.live
         training.update()
     return {
-        "update_rss": max(_status("VmHWM") - rest, 0),
+        "update_rss": max(status("VmHWM") - rest, 0),
         "update_torch": seen.peak - (at_rest if training.window else 0),
         "steps_rss": max(steps_rss - plain_rss, 0) if training.window else 0,
         "steps_torch": max(steps_torch - plain.peak, 0),
@@ -262,16 +260,6 @@ def _child(request: str) -> None:
 
 
 # ---- the table
-
-
-def answer(command: list[str], variables: Mapping[str, str] | None = None) -> dict:
-    """The last line that a process prints, as JSON; where it dies (no memory), ``error``."""
-    environment = {**os.environ, **(variables or {})}
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment)
-    if done.returncode:
-        last = (done.stderr.strip().splitlines() or [""])[-1]
-        return {"error": f"exit status {done.returncode}: {last}"}
-    return json.loads(done.stdout.splitlines()[-1])
 
 
 def measured(case: RewireCase, rule: str, args: argparse.Namespace) -> dict:

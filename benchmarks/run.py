@@ -1,4 +1,4 @@
-"""``python -m benchmarks.run linear | overhead | kernels | lif | memory | rewire | impossible | overlap | scan``.
+"""``python -m benchmarks.run NAME``: one of the benchmarks below, of which ``--help`` says what they measure.
 
 A complete run is stored as ``benchmarks/results/NAME.json``, a filtered or ``--quick`` one only where
 ``--output`` says.
@@ -13,27 +13,51 @@ from pathlib import Path
 
 import torch
 
-from . import impossible, kernels, lif, linear, machine, memory, overhead, overlap, rewire, scan, timing
+from . import (
+    conv,
+    impossible,
+    kernels,
+    lif,
+    linear,
+    machine,
+    memory,
+    overhead,
+    overlap,
+    resnet19,
+    rewire,
+    saved,
+    scan,
+    showcase,
+    timing,
+    vggsnn,
+)
 from .report import RESULTS, Report
 
-# Each has HELP, add_arguments(parser), is_default(args) and run(args, report).
+# Each has HELP, add_arguments(parser), is_default(args) and run(args, report); some ROUNDS and result_name(args).
 BENCHMARKS = {
     "linear": linear,
+    "conv": conv,
     "overhead": overhead,
     "kernels": kernels,
     "lif": lif,
+    "vggsnn": vggsnn,
+    "resnet19": resnet19,
     "memory": memory,
+    "saved": saved,
     "rewire": rewire,
     "impossible": impossible,
     "overlap": overlap,
     "scan": scan,
+    "showcase": showcase,
 }
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument("--threads", type=int, default=torch.get_num_threads())
-    common.add_argument("--rounds", type=int, help=f"timed runs of each provider (default {timing.ROUNDS})")
+    common.add_argument(
+        "--rounds", type=int, help=f"timed runs of each provider (default {timing.ROUNDS}, or fewer)"
+    )
     common.add_argument("--seed", type=int, default=0)
     common.add_argument("--quick", action="store_true", help="tiny sizes: does it run at all?")
     common.add_argument("--output", type=Path, help="JSON file for the result")
@@ -43,9 +67,11 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         help = module.HELP
         module.add_arguments(subparsers.add_parser(name, parents=[common], help=help, description=help))
     args = parser.parse_args(arguments)
-    args.rounds = args.rounds or (2 if args.quick else timing.ROUNDS)
-    if args.output is None and not args.quick and BENCHMARKS[args.benchmark].is_default(args):
-        args.output = RESULTS / f"{args.benchmark}.json"
+    module = BENCHMARKS[args.benchmark]
+    args.rounds = args.rounds or (2 if args.quick else getattr(module, "ROUNDS", timing.ROUNDS))
+    args.name = module.result_name(args) if hasattr(module, "result_name") else args.benchmark
+    if args.output is None and not args.quick and module.is_default(args):
+        args.output = RESULTS / f"{args.name}.json"
     return args
 
 
@@ -63,7 +89,7 @@ def main(arguments: list[str] | None = None) -> None:
     args = parse(arguments)
     torch.set_num_threads(args.threads)
     torch.manual_seed(args.seed)
-    report = Report(args.benchmark, command_line(arguments), args.output)
+    report = Report(args.name, command_line(arguments), args.output)
     header = report.content["machine"]
     print(machine.conditions(header))
     if header["load_before"] > 0.5:

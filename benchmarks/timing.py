@@ -9,7 +9,7 @@ from __future__ import annotations
 import gc
 import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -106,3 +106,16 @@ def measure(
         name: Timing(seconds[name], seconds[baseline]) if name in names else Timing([warm[name]], [typical])
         for name in runs
     }
+
+
+def beside_fastest(timings: Mapping[str, Timing], candidates: Iterable[str]) -> tuple[str, dict[str, Timing]]:
+    """The fastest of some competitors, and all of them beside it."""
+    name = min(candidates, key=lambda name: statistics.median(timings[name].seconds))
+    seconds = timings[name].seconds
+    typical = statistics.median(seconds)
+
+    def beside(other: list[float]) -> Timing:
+        """Round by round, unless one of the two was timed once only."""
+        return Timing(other, seconds if len(other) == len(seconds) else [typical] * len(other))
+
+    return name, {other: beside(timing.seconds) for other, timing in timings.items()}

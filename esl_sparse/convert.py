@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -25,6 +26,9 @@ _SPARSE: dict[type[nn.Module], type[BlockSparseLayer]] = {
     nn.Conv1d: SparseConv1d,
     nn.Conv2d: SparseConv2d,
 }
+
+# SpikingJelly's layers of the same names compute what torch's do, in step mode "m" on [T, N, ...], as ours do too.
+_SPIKINGJELLY = "spikingjelly.activation_based.layer"
 
 # Their own forward reads the weights of the layers inside them, past those layers' forward.
 _READ_BY_PARENT = (nn.MultiheadAttention, nn.TransformerEncoderLayer)
@@ -92,8 +96,8 @@ def sparsify(
     """Replace the linear layers and convolutions of a model by block-sparse ones, in place.
 
     Args:
-        model: any module that holds ``nn.Linear``, ``nn.Conv1d`` or ``nn.Conv2d`` layers. Biases stay the same
-            parameters.
+        model: any module that holds ``nn.Linear``, ``nn.Conv1d`` or ``nn.Conv2d`` layers, or SpikingJelly's layers of
+            these names, in either step mode. Biases stay the same parameters.
         density: active over all weights of the converted layers and of those that the distribution makes
             dense; blocks are counted exactly.
         block_size: as for :class:`~esl_sparse.nn.SparseLinear`.
@@ -113,8 +117,8 @@ def sparsify(
     """
     if init not in ("scratch", "magnitude"):
         raise ValueError(f"init: expected 'scratch' or 'magnitude', got {init!r}")
-    if type(model) in _SPARSE:
-        kind, sparse = type(model).__name__, _SPARSE[type(model)].__name__
+    if (base := _base(model)) is not None:
+        kind, sparse = base.__name__, _SPARSE[base].__name__
         raise ValueError(f"model: is itself an nn.{kind}; use esl.nn.{sparse}.from_dense(model, density)")
     share = DISTRIBUTIONS.resolve(distribution)
     weighted = {name: module for name, module in model.named_modules() if _matrices(module)}
@@ -140,6 +144,8 @@ def sparsify(
             layer = _from_magnitude(module, layout, count)
         layer.train(module.training)
         layer.values.requires_grad_(module.weight.requires_grad)
+        if type(module) not in _SPARSE:
+            layer._dense_twin = type(module), module.step_mode
         if optimizer is not None:
             _replace_param(optimizer, module.weight, layer.values)
         new[module] = layer
@@ -156,6 +162,8 @@ def sparsify(
 def densify(model: nn.Module) -> None:
     """Undo :func:`sparsify` in place: every block-sparse layer becomes the dense layer of the same map.
 
+    A layer of SpikingJelly's becomes one again, in the step mode that it had.
+
     Raises:
         ValueError: the model is itself a sparse layer (use its ``to_dense()``).
     """
@@ -164,11 +172,37 @@ def densify(model: nn.Module) -> None:
     new: dict[nn.Module, nn.Module] = {}
     layer: Any
     for layer in filter(is_sparse, model.modules()):
-        dense = layer.to_dense().train(layer.training)
+        dense = _as_it_was(layer, layer.to_dense()).train(layer.training)
         dense.weight.requires_grad_(layer.values.requires_grad)
         dense.bias = layer.bias
         new[layer] = dense
     _replace_modules(model, new)
+
+
+def _base(module: nn.Module) -> type[nn.Module] | None:
+    """Which of torch's layers the module is, or computes the same as; None: neither."""
+    kind = type(module)
+    if kind in _SPARSE:
+        return kind
+    peer = sys.modules.get(_SPIKINGJELLY)  # whoever has such a layer has imported it
+    return next((base for base in _SPARSE if kind is getattr(peer, base.__name__, None)), None)
+
+
+def _sparse(module: nn.Module) -> type[BlockSparseLayer]:
+    base = _base(module)
+    assert base is not None
+    return _SPARSE[base]
+
+
+def _as_it_was(layer: Any, dense: Any) -> Any:
+    """``dense``, or the layer of SpikingJelly's that ``layer`` was made of, with its weight."""
+    if layer._dense_twin is None:
+        return dense
+    kind, step_mode = layer._dense_twin
+    with torch.device("meta"):
+        was = kind(**layer._arguments(), step_mode=step_mode)
+    was.weight = dense.weight
+    return was
 
 
 def _of_blocks(model: nn.Module) -> set[nn.Module]:
@@ -191,7 +225,7 @@ def _from_scratch(
     module: Any, layout: BlockLayout, count: int, generator: torch.Generator | None
 ) -> BlockSparseLayer:
     """A fresh layer of exactly ``count`` blocks that takes over the bias parameter."""
-    weight, kind = module.weight, _SPARSE[type(module)]
+    weight, kind = module.weight, _sparse(module)
     make: Any = kind
     layer = make(
         **kind._arguments_of(module),
@@ -209,8 +243,9 @@ def _from_scratch(
 
 def _from_magnitude(module: Any, layout: BlockLayout, count: int) -> BlockSparseLayer:
     """The ``count`` largest blocks of the layer, and its own bias parameter."""
-    kind = _SPARSE[type(module)]
-    layer = kind.from_dense(module, density=count / layout.blocks, block_size=(layout.bm, layout.bn))
+    layer = _sparse(module).from_dense(
+        module, density=count / layout.blocks, block_size=(layout.bm, layout.bn)
+    )
     layer.bias = module.bias
     return layer
 
@@ -247,7 +282,7 @@ def _reasons_to_leave(
             return f"there is no block-sparse {kind}"
         if module in reader:
             return f"{reader[module]} reads its weight directly"
-        if type(module) is not base:
+        if _base(module) is None:
             return f"{kind}, a subclass of nn.{base.__name__}, may use its weight in its own way"
         if "weight" not in module._parameters:
             return "its weight is computed from other parameters"

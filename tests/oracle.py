@@ -86,6 +86,46 @@ def blocks(weight, ids, block):
     return values
 
 
+# Convolutions, weight [out, in / groups, kh, kw]. A block belongs to one tap and one group. Column block = tap * blocks
+# of a tap + block of input channels, taps in (kh, kw) order; row block = group * blocks of a group + block of output
+# channels.
+
+
+def _conv_places(ids, shape, groups, block):
+    out, channels, kh, kw = shape
+    of_group = out // groups
+    row_blocks, col_blocks = -(-of_group // block[0]), -(-channels // block[1])
+    for p, i in enumerate(ids):
+        row, col = divmod(int(i), kh * kw * col_blocks)
+        (group, r), (tap, c) = divmod(row, row_blocks), divmod(col, col_blocks)
+        top, left = r * block[0], c * block[1]
+        rows = slice(group * of_group + top, group * of_group + min(top + block[0], of_group))
+        yield p, (rows, slice(left, min(left + block[1], channels)), *divmod(tap, kw))
+
+
+def conv_block_count(shape, groups, block):
+    out, channels, kh, kw = shape
+    return groups * -(-(out // groups) // block[0]) * kh * kw * -(-channels // block[1])
+
+
+def conv_dense(values, ids, shape, groups):
+    """Blocks ``[nnzb, bm, bn]`` -> ``[out, in / groups, kh, kw]``; what overhangs is dropped."""
+    weight = np.zeros(shape, values.dtype)
+    for p, place in _conv_places(ids, shape, groups, values.shape[1:]):
+        part = weight[place]
+        part[...] = values[p, : part.shape[0], : part.shape[1]]
+    return weight
+
+
+def conv_blocks(weight, ids, groups, block):
+    """``[out, in / groups, kh, kw]`` -> blocks ``[nnzb, bm, bn]``; zeros overhang."""
+    values = np.zeros((len(ids), *block), weight.dtype)
+    for p, place in _conv_places(ids, weight.shape, groups, block):
+        part = weight[place]
+        values[p, : part.shape[0], : part.shape[1]] = part
+    return values
+
+
 # Neurons. Autograd differentiates the loop; only the spike has a derivative of its own.
 
 SURROGATES = {

@@ -190,45 +190,49 @@ void tiles(const Runs::Run& run, const Rows& rows, bool first, Add add) {
 struct Scratch {
   Place* places;
   char* image;
-  float* sums;      // [runs, rows, 2]: mean and squared deviations of each run
+  double* sums;     // [runs, rows, 2]: mean and squared deviations of each run
   uint64_t* lanes;  // [groups of lanes]: those that are no padding
   int64_t bytes;
 
   Scratch(const Conv2dForward& p, const Image& im, int64_t runs) {
     const int64_t groups = p.lanes.groups(), blocks = p.w.crow[p.shape.groups * ConvBlocks(p.w, p.shape).row_blocks];
     const int64_t place_bytes = align64(blocks * static_cast<int64_t>(sizeof(Place))), image_bytes = im.bytes(groups);
-    const int64_t sum_bytes = p.stats ? align64(runs * p.w.rows * 8) : 0;
+    const int64_t sum_bytes = p.stats ? align64(runs * p.w.rows * 16) : 0;
     char* const at = static_cast<char*>(p.scratch);
     places = reinterpret_cast<Place*>(at);
     image = at + place_bytes;
-    sums = reinterpret_cast<float*>(image + image_bytes);
+    sums = reinterpret_cast<double*>(image + image_bytes);
     lanes = reinterpret_cast<uint64_t*>(image + image_bytes + sum_bytes);
     bytes = place_bytes + image_bytes + sum_bytes + (p.stats ? groups * 8 : 0);
   }
 };
 
-// Mean and squared deviations of one channel over a run, while the run is in the cache.
-void run_sums(const Runs& runs, const Runs::Run& run, const Rows& rows, int i, const uint64_t* lanes, float* out) {
-  f32x16 sum[4] = {zero(), zero(), zero(), zero()}, square[4] = {zero(), zero(), zero(), zero()};
-  int64_t count = 0;
-  const auto bits = [&](int px) { return lanes[(run.first + px) / runs.pixels]; };
-  for (int px = 0; px < run.n; ++px) {
-    const uint64_t valid = bits(px);
-    count += __builtin_popcountll(valid);
-    for (int q = 0; q < run.quarters; ++q)
-      sum[q] = add_where(sum[q], static_cast<uint16_t>(valid >> 16 * q),
-                         load(rows.y + px * rows.stride + i * kWord + q * 16));
-  }
-  const float mean = esl::ESL_ISA::sum((sum[0] + sum[1]) + (sum[2] + sum[3])) / static_cast<float>(count ? count : 1);
-  for (int px = 0; px < run.n; ++px) {
-    const uint64_t valid = bits(px);
-    for (int q = 0; q < run.quarters; ++q) {
-      const f32x16 away = load(rows.y + px * rows.stride + i * kWord + q * 16) - set1(mean);
-      square[q] = add_where(square[q], static_cast<uint16_t>(valid >> 16 * q), away * away);
+// Mean and squared deviations of one channel over a run, while the run is in the cache: of float32 sums the mean is
+// only close, and what it is off is taken back.
+void run_sums(const Runs& runs, const Runs::Run& run, const Rows& rows, int i, const uint64_t* lanes, double* out) {
+  const auto each = [&](auto f) {
+    for (int px = 0; px < run.n; ++px) {
+      const uint64_t valid = lanes[(run.first + px) / runs.pixels];
+      for (int q = 0; q < run.quarters; ++q)
+        f(q, static_cast<uint16_t>(valid >> 16 * q), load(rows.y + px * rows.stride + i * kWord + q * kLanes));
     }
-  }
-  out[0] = mean;
-  out[1] = esl::ESL_ISA::sum((square[0] + square[1]) + (square[2] + square[3]));
+  };
+  const auto all = [](const f32x16* v) { return esl::ESL_ISA::sum((v[0] + v[1]) + (v[2] + v[3])); };
+  f32x16 sum[4] = {zero(), zero(), zero(), zero()}, off[4] = {zero(), zero(), zero(), zero()};
+  f32x16 square[4] = {zero(), zero(), zero(), zero()};
+  int64_t count = 0;
+  for (int px = 0; px < run.n; ++px) count += __builtin_popcountll(lanes[(run.first + px) / runs.pixels]);
+  each([&](int q, uint16_t valid, f32x16 y) { sum[q] = add_where(sum[q], valid, y); });
+  const float centre = all(sum) / static_cast<float>(count ? count : 1);
+  each([&](int q, uint16_t valid, f32x16 y) {
+    const f32x16 away = keep_where(valid, y - set1(centre));
+    off[q] = off[q] + away;
+    square[q] = fmadd(away, away, square[q]);
+  });
+  const double shift = count ? static_cast<double>(all(off)) / static_cast<double>(count) : 0.;
+  out[0] = centre + shift;
+  out[1] = all(square) - shift * shift * static_cast<double>(count);
+  if (out[1] < 0) out[1] = 0;  // rounding of equal values; NaN stays
 }
 
 // Runs joined in their order (Chan, Golub, LeVeque 1979), so that no squares of large means cancel.
@@ -240,7 +244,7 @@ void join_sums(const Conv2dForward& p, const Runs& runs, const Scratch& s, int t
       int64_t count = 0;
       for (int px = 0; px < run.n; ++px) count += __builtin_popcountll(s.lanes[(run.first + px) / runs.pixels]);
       if (!count) continue;
-      const float* of_run = s.sums + (k * p.w.rows + row) * 2;
+      const double* of_run = s.sums + (k * p.w.rows + row) * 2;
       const double m = static_cast<double>(count), away = of_run[0] - mean;
       mean += away * m / (n + m);
       square += of_run[1] + away * away * n * m / (n + m);

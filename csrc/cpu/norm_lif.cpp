@@ -12,7 +12,7 @@
 namespace esl::ESL_ISA {
 namespace {
 
-constexpr int64_t kFewSteps = 32;  // whose potentials fit on the stack
+constexpr int64_t kAhead = 8;  // units
 
 // Where a lane of a unit stands.
 struct Place {
@@ -25,6 +25,12 @@ struct Place {
 template <int N>
 inline f32x16 load_lanes(const float* p) {
   return N == kLanes ? load(p) : load(p, N);
+}
+// The same, and fetch what a later unit will ask for: a step walks through as many streams as there are groups.
+template <int N>
+inline f32x16 load_ahead(const float* p) {
+  __builtin_prefetch(p + kAhead * kWord);
+  return load_lanes<N>(p);
 }
 template <int N>
 inline void store_lanes(float* p, f32x16 x) {
@@ -58,8 +64,8 @@ struct Affine {
 
 template <int N>
 ESL_INLINE f32x16 total(const NormLifInput& in, const Affine& norm, const Place& at) {
-  f32x16 x = norm.a[0] * load_lanes<N>(in.current[0].panel + at.panel()) + norm.b[0];
-  if (in.current[1].panel) x = x + (norm.a[1] * load_lanes<N>(in.current[1].panel + at.panel()) + norm.b[1]);
+  f32x16 x = norm.a[0] * load_ahead<N>(in.current[0].panel + at.panel()) + norm.b[0];
+  if (in.current[1].panel) x = x + (norm.a[1] * load_ahead<N>(in.current[1].panel + at.panel()) + norm.b[1]);
   if (!in.planes) return x;
   const int64_t plane_words = in.shape.lanes.groups() * in.shape.units();
   f32x16 level = zero();
@@ -75,16 +81,13 @@ inline f32x16 after_reset(f32x16 u, uint16_t spikes, const LifNeuron& n) {
 }
 inline f32x16 start(const LifNeuron& n) { return set1(n.hard_reset ? n.v_reset : 0.f); }
 
-// Parameters are copied where work begins, here and below: what is stored could change those behind a reference, so the
-// compiler would load them again after each store.
 template <int N, bool Hard>
 void forward(const NormLifForward& params) {
-  parallel_for(0, tiles(params.in.shape), threads_for(params.in.shape, params.in.threads), [&](int64_t index) {
+  for_tiles(params.in.shape, params.in.threads, [&](const Tile& tile, int64_t) {
     const NormLifForward p = params;
     const NormLifInput& in = p.in;
     const int64_t T = in.shape.lanes.T, padded = in.shape.lanes.padded(), lanes = T * padded, units = in.shape.units();
     const f32x16 tau = set1(in.neuron.tau), threshold = set1(in.neuron.v_threshold);
-    const Tile tile(in.shape, index);
     for (int64_t pixel = tile.pixel; pixel < tile.last_pixel; ++pixel)
       for (int64_t c = tile.channel; c < tile.last_channel; ++c) {
         const int64_t unit = pixel * in.shape.channels + c;
@@ -115,16 +118,21 @@ inline float* kept_g(const NormLifBackward& p) {
   return p.grad_residual ? p.grad_residual : p.norm[0].grad_current ? p.norm[0].grad_current : p.norm[1].grad_current;
 }
 
-// Doubles of each part of the scratch, in this order.
+// Parts of the scratch, as places in it: first the floats of each thread, which start at a cache line.
 struct Scratch {
-  int64_t sums, tau, means, potentials;
+  int64_t own;          // floats of one thread: potentials [T, 16] and sums of a tile [3, channels, 16]
+  int64_t sums;         // [tile rows, 3, C]: of g, of g * (current - mean) for both currents
+  int64_t tau;          // [tile rows, tiles across]
+  int64_t means, size;  // [3, C]: mean of g, slopes
 
   explicit Scratch(const NormLifBackward& p) {
     const PanelShape& s = p.in.shape;
-    sums = tile_rows(s) * 3 * s.channels;  // of g, of g * (current - mean) for both currents
-    tau = tiles(s);
-    means = 3 * s.channels;  // mean of g, slopes
-    potentials = s.lanes.T > kFewSteps ? threads_for(s, p.in.threads) * s.lanes.T * kLanes / 2 : 0;
+    const Tiles tiles(s);
+    own = (s.lanes.T + 3 * tiles.channels) * kLanes;
+    sums = threads_for(s, p.in.threads) * own / 2;
+    tau = sums + tiles.rows * 3 * s.channels;
+    means = tau + tiles.count();
+    size = means + 3 * s.channels;
   }
 };
 
@@ -152,15 +160,6 @@ ESL_INLINE void finish(const NormLifBackward& p, const Coefficients& k, int64_t 
   }
 }
 
-// Sums of one tile, in vectors.
-struct TileSums {
-  f32x16 g[kTileChannels], gx[2][kTileChannels], tau;
-
-  TileSums() : tau(zero()) {
-    for (int64_t c = 0; c < kTileChannels; ++c) g[c] = gx[0][c] = gx[1][c] = zero();
-  }
-};
-
 // The first pass: back through time.
 template <Surrogate kind, int N, bool Hard>
 struct ThroughTime {
@@ -172,8 +171,11 @@ struct ThroughTime {
   const float inverse;
   float* const whole;
   const bool wants_gx[2];
+  float* const potentials;  // [T, 16], before each reset
+  float* const sums;        // [3, channels of the tile, 16]
+  const int64_t sums_stride;
 
-  explicit ThroughTime(const NormLifBackward& call)
+  ThroughTime(const NormLifBackward& call, const Tile& tile, float* own)
       : p(call),
         in(p.in),
         n(in.neuron),
@@ -187,17 +189,21 @@ struct ThroughTime {
         share(set1(1.f / static_cast<float>(p.pool * p.pool))),
         inverse(1.f / p.width),
         whole(kept_g(p)),
-        wants_gx{through_stats(p.norm[0]) || p.norm[0].grad_gamma, through_stats(p.norm[1]) || p.norm[1].grad_gamma} {}
+        wants_gx{through_stats(p.norm[0]) || p.norm[0].grad_gamma, through_stats(p.norm[1]) || p.norm[1].grad_gamma},
+        potentials(own),
+        sums(own + T * kLanes),
+        sums_stride((tile.last_channel - tile.channel) * kLanes) {}
 
   ESL_INLINE void put(const Coefficients& k, int64_t at, uint16_t valid, f32x16 g) const {
     if (whole) return store_lanes<N>(whole + at, g);
     finish<N>(p, k, at, valid, g);
     if (p.grad_residual) store_lanes<N>(p.grad_residual + at, g);
   }
+  static ESL_INLINE void add(float* sum, f32x16 x) { store(sum, load(sum) + x); }
 
   // N samples of a unit, all steps. grad_unit: of the pooled gradient, -1 where pooling drops the pixel.
-  ESL_INLINE void samples(int64_t unit, int64_t grad_unit, int64_t b, const Coefficients& k, float* potentials,
-                          int64_t c, TileSums& sums) const {
+  ESL_INLINE void samples(int64_t unit, int64_t grad_unit, int64_t b, const Coefficients& k, float* channel_sums,
+                          f32x16& sum_tau) const {
     const uint16_t valid = valid_samples<N>(in.shape.lanes, b);
     f32x16 v = start(n);
     for (int64_t t = 0; t < T; ++t) {
@@ -212,7 +218,7 @@ struct ThroughTime {
       const Place at(units, unit, lane);
       const f32x16 u = load(potentials + t * kLanes);
       f32x16 grad = zero();
-      if (grad_unit >= 0) grad = share * load_lanes<N>(p.grad + Place(pooled_units, grad_unit, lane).panel());
+      if (grad_unit >= 0) grad = share * load_ahead<N>(p.grad + Place(pooled_units, grad_unit, lane).panel());
       if (!p.detach_reset) grad = grad + grad_v * (Hard ? set1(n.v_reset) - u : set1(-n.v_threshold));
       const auto silent = static_cast<uint16_t>(~load_bits<N>(p.words, at));
       const f32x16 g =
@@ -231,16 +237,17 @@ struct ThroughTime {
         const uint16_t spikes = load_bits<N>(p.words, Place(units, unit, lane - padded));
         before = after_reset<Hard>(load(potentials + (t - 1) * kLanes), spikes, n);
       }
-      sums.tau = sums.tau + g * before;
+      sum_tau = sum_tau + g * before;
     }
-    sums.g[c] = sums.g[c] + sum_g;
-    for (int i = 0; i < 2; ++i) sums.gx[i][c] = sums.gx[i][c] + sum_gx[i];
+    add(channel_sums, sum_g);
+    for (int i = 0; i < 2; ++i) add(channel_sums + (i + 1) * sums_stride, sum_gx[i]);
   }
 
-  void tile(int64_t index, float* potentials, double* sums_out, double* tau_out) const {
+  // Returns the tile's part of grad_tau; the other sums are left in `sums`.
+  float run(const Tile& tile) const {
     const PanelShape& s = in.shape;
-    const Tile tile(s, index);
-    TileSums sums;
+    for (int64_t i = 0; i < 3 * sums_stride; i += kLanes) store(sums + i, zero());
+    f32x16 sum_tau = zero();
     for (int64_t pixel = tile.pixel; pixel < tile.last_pixel; ++pixel) {
       const int64_t y = pixel / s.width / p.pool, x = pixel % s.width / p.pool;
       const bool dropped = y >= s.height / p.pool || x >= s.width / p.pool;
@@ -248,46 +255,42 @@ struct ThroughTime {
       for (int64_t c = tile.channel; c < tile.last_channel; ++c) {
         const int64_t unit = pixel * s.channels + c, grad_unit = dropped ? -1 : grad_pixel * s.channels + c;
         const Coefficients k(p, c, nullptr);
-        for (int64_t b = 0; b < padded; b += N) samples(unit, grad_unit, b, k, potentials, c - tile.channel, sums);
+        for (int64_t b = 0; b < padded; b += N)
+          samples(unit, grad_unit, b, k, sums + (c - tile.channel) * kLanes, sum_tau);
         // The rest of the last group: a multiple of N, as is the count of lanes.
         for (int64_t lane = lanes; lane < s.lanes.groups() * kWord; lane += N)
           put(k, Place(units, unit, lane).panel(), 0, zero());
       }
     }
-    double* const out = sums_out + tile.row * 3 * s.channels;
-    for (int64_t c = tile.channel; c < tile.last_channel; ++c) {
-      out[c] = sum(sums.g[c - tile.channel]);
-      for (int i = 0; i < 2; ++i) out[(i + 1) * s.channels + c] = sum(sums.gx[i][c - tile.channel]);
-    }
-    tau_out[index] = sum(sums.tau);
+    return sum(sum_tau);
   }
 };
 
 template <Surrogate kind, int N, bool Hard>
 void through_time(const NormLifBackward& p) {
   const PanelShape& s = p.in.shape;
-  const Scratch size(p);
-  const int threads = threads_for(s, p.in.threads);
-  double* const tau = p.scratch + size.sums;
-  float* const own = reinterpret_cast<float*>(tau + size.tau + size.means);
-  parallel_for(0, threads, threads, [&](int64_t thread) {
-    const ThroughTime<kind, N, Hard> pass(p);
-    float few[kFewSteps * kLanes];
-    float* const potentials = pass.T <= kFewSteps ? few : own + thread * pass.T * kLanes;  // before each reset
-    for (int64_t i = tiles(s) * thread / threads; i < tiles(s) * (thread + 1) / threads; ++i)
-      pass.tile(i, potentials, p.scratch, tau);
+  const Scratch at(p);
+  const Tiles tiles(s);
+  for_tiles(s, p.in.threads, [&](const Tile& tile, int64_t thread) {
+    const ThroughTime<kind, N, Hard> pass(p, tile, reinterpret_cast<float*>(p.scratch) + thread * at.own);
+    p.scratch[at.tau + tile.row * tiles.across + tile.channel / tiles.channels] = pass.run(tile);
+    for (int i = 0; i < 3; ++i)
+      for (int64_t c = tile.channel; c < tile.last_channel; ++c)
+        p.scratch[at.sums + (tile.row * 3 + i) * s.channels + c] =
+            sum(load(pass.sums + i * pass.sums_stride + (c - tile.channel) * kLanes));
   });
 }
 
 // Combine the tiles' sums, in their order.
-void combine(const NormLifBackward& p, const Scratch& size) {
+void combine(const NormLifBackward& p) {
   const PanelShape& s = p.in.shape;
-  const int64_t C = s.channels;
+  const Scratch at(p);
+  const int64_t C = s.channels, rows = Tiles(s).rows;
   const double count = static_cast<double>(s.lanes.rows() * s.pixels());
-  double* const total = p.scratch + size.sums + size.tau;
+  double* const total = p.scratch + at.means;
   for (int64_t i = 0; i < 3 * C; ++i) total[i] = 0;
-  for (int64_t row = 0; row < tile_rows(s); ++row)
-    for (int64_t i = 0; i < 3 * C; ++i) total[i] += p.scratch[row * 3 * C + i];
+  for (int64_t row = 0; row < rows; ++row)
+    for (int64_t i = 0; i < 3 * C; ++i) total[i] += p.scratch[at.sums + row * 3 * C + i];
   for (int64_t c = 0; c < C; ++c) {
     for (int i = 0; i < 2; ++i) {
       const NormGradient& norm = p.norm[i];
@@ -301,16 +304,16 @@ void combine(const NormLifBackward& p, const Scratch& size) {
   }
   if (!p.grad_tau) return;
   *p.grad_tau = 0;
-  for (int64_t i = 0; i < size.tau; ++i) *p.grad_tau += p.scratch[size.sums + i];
+  for (int64_t i = at.tau; i < at.means; ++i) *p.grad_tau += p.scratch[i];
 }
 
 // The second pass: from g and the statistics' gradients to those of the currents, in place.
-void finish_all(const NormLifBackward& params, const float* whole, const double* means) {
-  parallel_for(0, tiles(params.in.shape), threads_for(params.in.shape, params.in.threads), [&](int64_t index) {
+void finish_all(const NormLifBackward& params, const float* whole) {
+  const double* const means = params.scratch + Scratch(params).means;
+  for_tiles(params.in.shape, params.in.threads, [&](const Tile& tile, int64_t) {
     const NormLifBackward p = params;
     const PanelShape& s = p.in.shape;
-    const float* const g = whole;
-    const Tile tile(s, index);
+    const float* const source = whole;
     for (int64_t group = 0; group < s.lanes.groups(); ++group) {
       const uint64_t valid = s.lanes.valid(group);
       for (int64_t pixel = tile.pixel; pixel < tile.last_pixel; ++pixel)
@@ -318,7 +321,7 @@ void finish_all(const NormLifBackward& params, const float* whole, const double*
           const Coefficients k(p, c, means);
           const int64_t at = (group * s.units() + pixel * s.channels + c) * kWord;
           for (int q = 0; q < kWord; q += kLanes)
-            finish<kLanes>(p, k, at + q, static_cast<uint16_t>(valid >> q), load(g + at + q));
+            finish<kLanes>(p, k, at + q, static_cast<uint16_t>(valid >> q), load(source + at + q));
         }
     }
   });
@@ -343,10 +346,7 @@ void norm_lif_forward(const NormLifForward& p) {
     half ? forward<8, false>(p) : forward<kLanes, false>(p);
 }
 
-int64_t norm_lif_backward_scratch(const NormLifBackward& p) {
-  const Scratch size(p);
-  return size.sums + size.tau + size.means + size.potentials;
-}
+int64_t norm_lif_backward_scratch(const NormLifBackward& p) { return Scratch(p).size; }
 
 void norm_lif_backward(const NormLifBackward& p) {
   switch (p.surrogate) {
@@ -362,9 +362,8 @@ void norm_lif_backward(const NormLifBackward& p) {
     default:
       backward_of<Surrogate::atan>(p);
   }
-  const Scratch size(p);
-  combine(p, size);
-  if (const float* whole = kept_g(p)) finish_all(p, whole, p.scratch + size.sums + size.tau);
+  combine(p);
+  if (const float* whole = kept_g(p)) finish_all(p, whole);
 }
 
 }  // namespace esl::ESL_ISA

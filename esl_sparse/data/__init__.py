@@ -17,7 +17,7 @@ from .errors import DataError, DataNotFoundError
 from .mnist import FASHION_MNIST, MNIST, load_idx_dataset
 from .moving import load_moving
 
-__all__ = ["DATASETS", "DataError", "DataNotFoundError", "Dataset", "Split", "load"]
+__all__ = ["DATASETS", "DataError", "DataNotFoundError", "Dataset", "Split", "load", "options_of"]
 
 # Called with the folder to look in, or None; what else a loader takes by name are the data set's options.
 DATASETS: dict[str, Callable[..., Dataset]] = {
@@ -47,12 +47,20 @@ def load(name: str, data_dir: str | os.PathLike[str] | None = None, **options: A
         DataNotFoundError: there is no such file, and none can be downloaded. DataError: the name or an option is
             unknown, or a file is not what it should be.
     """
-    if name not in DATASETS:
-        raise DataError(f"Unknown data set {name!r}: expected one of {', '.join(DATASETS)}.")
-    loader = DATASETS[name]
-    parameters = inspect.signature(loader).parameters.values()
-    known = [parameter.name for parameter in parameters if parameter.kind is inspect.Parameter.KEYWORD_ONLY]
+    known = options_of(name)
     if unknown := [option for option in options if option not in known]:
         takes = f"expected {', '.join(known)}" if known else "it has none"
         raise DataError(f"Unknown option {unknown[0]!r} of {name}: {takes}.")
-    return loader(Path(data_dir) if data_dir is not None else None, **options)
+    return DATASETS[name](Path(data_dir) if data_dir is not None else None, **options)
+
+
+def options_of(name: str) -> list[str]:
+    """What `load` takes besides the name and the folder.
+
+    Raises:
+        DataError: the name is unknown.
+    """
+    if name not in DATASETS:
+        raise DataError(f"Unknown data set {name!r}: expected one of {', '.join(DATASETS)}.")
+    parameters = inspect.signature(DATASETS[name]).parameters.values()
+    return [parameter.name for parameter in parameters if parameter.kind is inspect.Parameter.KEYWORD_ONLY]

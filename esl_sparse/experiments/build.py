@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import partial
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import torch
@@ -11,13 +11,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim.lr_scheduler import ConstantLR, CosineAnnealingLR, LRScheduler
 
+from ..convert import sparsify
 from ..data import Dataset
-from ..models import SpikingMLP
-from ..nn import SparseLinear, TETLoss
+from ..models import SpikingMLP, convnet, resnet19, vggsnn
+from ..nn import SparseConv2d, SparseLinear, TETLoss
 from ..rewire import GROW_RULES, DeepR, GradientRule, Rewirer
+from ..rewire.distribution import DISTRIBUTIONS
 from ..rewire.evolver import Evolver
 from .config import TrainConfig
-from .masked import MaskedLinear, MaskRewirer
+from .masked import MaskedLinear, MaskRewirer, mask_layers
 
 
 class Parts(NamedTuple):
@@ -41,18 +43,9 @@ def build(config: TrainConfig, dataset: Dataset, total_steps: int) -> Parts:
     Raises:
         ValueError: the model cannot take the data set's samples.
     """
-    if config.model == "mlp" and dataset.event:
-        raise ValueError(f"model: {config.model} takes still images, {dataset.name} gives frames of events")
     torch.manual_seed(config.seed)
-    model = SpikingMLP(
-        dataset.features,
-        config.hidden,
-        dataset.classes,
-        T=config.T,
-        tau=config.tau,
-        readout=config.readout,
-        linear=partial(_linear, config, torch.Generator().manual_seed(config.seed)),
-    )
+    generator = torch.Generator().manual_seed(config.seed)
+    model = (_perceptron if config.model == "mlp" else _convolutional)(config, dataset, generator)
     optimizer = _optimizer(config, model)
     if config.schedule == "cosine":
         scheduler: LRScheduler = CosineAnnealingLR(optimizer, total_steps)
@@ -67,14 +60,65 @@ def build(config: TrainConfig, dataset: Dataset, total_steps: int) -> Parts:
     )
 
 
-def _linear(config: TrainConfig, generator: torch.Generator, n: int, m: int, input: str) -> nn.Module:
-    if config.structure == "dense":
-        return nn.Linear(n, m)
-    if config.structure == "mask":
-        return MaskedLinear(n, m, density=config.density, generator=generator)
-    return SparseLinear(
-        n, m, density=config.density, block_size=config.block_size, input=input, generator=generator
+def _perceptron(config: TrainConfig, dataset: Dataset, generator: torch.Generator) -> SpikingMLP:
+    if dataset.event:
+        raise ValueError(f"model: {config.model} takes still images, {dataset.name} gives frames of events")
+    shapes = [(m, n) for n, m in pairwise((dataset.features, *config.hidden))]
+    densities = iter(DISTRIBUTIONS.resolve(config.sharing)(shapes, config.density))
+
+    def linear(n: int, m: int, input: str) -> nn.Module:
+        if config.structure == "dense":
+            return nn.Linear(n, m)
+        density = next(densities)
+        if config.structure == "mask":
+            return MaskedLinear(n, m, density=density, generator=generator)
+        return SparseLinear(
+            n, m, density=density, block_size=config.block_size, input=input, generator=generator
+        )
+
+    return SpikingMLP(
+        dataset.features,
+        config.hidden,
+        dataset.classes,
+        T=config.T,
+        tau=config.tau,
+        readout=config.readout,
+        linear=linear,
     )
+
+
+def _convolutional(config: TrainConfig, dataset: Dataset, generator: torch.Generator) -> nn.Module:
+    *frames, channels, height, width = dataset.shape
+    if height != width:
+        raise ValueError(f"data: {config.model} takes square images, {dataset.name} has {height}x{width}")
+    if frames and frames[0] != config.T:
+        raise ValueError(f"T: expected {frames[0]}, the frames of a sample of {dataset.name}, got {config.T}")
+    options: dict[str, Any] = {"T": config.T, "tau": config.tau, "readout": config.readout}
+    options |= {"in_channels": channels, "classes": dataset.classes}
+    model: nn.Module
+    if config.model == "resnet19":
+        model = resnet19(**options)
+    elif config.model == "vggsnn":
+        model = vggsnn(size=height, **options)
+    else:
+        model = convnet(size=height, channels=config.channels, **options)
+    if config.has_blocks:
+        sparsify(model, config.density, config.block_size, config.sharing, generator=generator)
+        _fix_inputs(model, dataset.event)
+    elif config.structure == "mask":
+        mask_layers(model, config.density, config.sharing, generator)
+    return model
+
+
+def _fix_inputs(model: nn.Module, binary: bool) -> None:
+    """Tensors go to float kernels, except for the network's input if it is binary; packed spikes travel as bits anyway.
+
+    So no batch of images is searched for bits, and no layer does by what it remembers of an earlier batch, of which
+    a resumed run knows nothing.
+    """
+    layers = [m for m in model.modules() if isinstance(m, (SparseConv2d, SparseLinear))]
+    for layer in layers[1 if binary else 0 :]:
+        layer.input = "float"
 
 
 def _optimizer(config: TrainConfig, model: nn.Module) -> torch.optim.Optimizer:

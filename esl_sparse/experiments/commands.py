@@ -25,9 +25,9 @@ from ..data import DATASETS, DataNotFoundError, Dataset, load
 from .config import TrainConfig
 from .demo import VariantResult, configurations, run_variant
 from .display import TrainDisplay, comparison, demo_card, progress_bar, result_card
-from .options import AT_LEAST_1, EXISTING, FOLDER, config_options, flag, machine_options
+from .options import AT_LEAST_1, EXISTING, FOLDER, config_options, flag, machine_options, preset_option
 from .plots import plot_run
-from .protocol import SUITES, run_protocol, write_tables
+from .protocol import CONVOLUTIONAL, SUITES, run_protocol, write_tables
 from .run_folder import RunFolder, read_result
 from .signals import stop_requests
 from .train import CHECKPOINT, Interrupted, RunError, Trainer, config_of
@@ -46,6 +46,7 @@ def cli(ctx: click.Context) -> None:
 
 
 @cli.command()
+@preset_option
 @config_options()
 @machine_options
 @click.option("--run-dir", type=FOLDER, help="Folder of the run.  [default: a new one in runs/]")
@@ -67,7 +68,7 @@ def train(
     set_threads(threads)
     with stop_requests() as should_stop:
         if resume:
-            _refuse_changes(ctx, {*options, "run_dir"})
+            _refuse_changes(ctx, {*options, "run_dir", "preset"})
             trainer = _resumed(resume, data_dir, checkpoint_every)
         else:
             trainer = _new(options, data_dir, run_dir, checkpoint_every)
@@ -90,7 +91,7 @@ def train(
 def demo(epochs: int, data: str, threads: int | None, data_dir: Path | None) -> None:
     """Train one spiking network dense, masked and block-sparse, and compare them (three minutes)."""
     set_threads(threads)
-    configs = configurations(load_or_digits(data, data_dir), epochs)
+    configs = configurations(load_or_digits(TrainConfig(data=data), data_dir), epochs)
     results: dict[str, VariantResult] = {}
     with progress_bar(console) as bar:
         tasks = {name: bar.add_task(name, total=None) for name in configs}
@@ -100,13 +101,15 @@ def demo(epochs: int, data: str, threads: int | None, data_dir: Path | None) -> 
 
 
 @cli.command()
+@preset_option
 @config_options(leave_out=("structure", "density", "block_size", "hidden", "lr", "seed"))
 @click.option(
     "--suite",
     type=click.Choice(tuple(SUITES)),
     default="density",
     show_default=True,
-    help="The rows: densities and blocks, or every prune and growth rule against the static topology.",
+    help="The rows: densities and blocks; every prune and growth rule against the static topology; or, of a "
+    "convolutional network, sparse against dense (conv) and by density (dvs-conv).",
 )
 @machine_options
 @click.option(
@@ -123,7 +126,9 @@ def demo(epochs: int, data: str, threads: int | None, data_dir: Path | None) -> 
     "--row", "names", multiple=True, metavar="PATTERN", help="Rows to run, as in 'set+*'.  [default: all]"
 )
 @click.option(
-    "--runs", type=FOLDER, help="Folder of the runs; finished ones are kept.  [default: runs/protocol-DATA]"
+    "--runs",
+    type=FOLDER,
+    help="Folder of the runs; finished ones are kept.  [default: runs/protocol-DATA, or -DATA-MODEL]",
 )
 @click.option(
     "--out",
@@ -133,7 +138,8 @@ def demo(epochs: int, data: str, threads: int | None, data_dir: Path | None) -> 
     help="Folder for the tables.",
 )
 @click.option(
-    "--name", help="Name of the tables, NAME.json and NAME.md.  [default: that of the data and the suite]"
+    "--name",
+    help="Name of the tables, NAME.json and NAME.md.  [default: that of the data and the suite or the model]",
 )
 @click.pass_context
 def protocol(
@@ -152,16 +158,20 @@ def protocol(
     """Measure accuracy by the protocol: all rows, several seeds, differences to dense in pairs."""
     set_threads(threads)
     base = _config(options)
-    dataset = load(base.data, data_dir)
+    if (suite in CONVOLUTIONAL) != (base.model != "mlp"):
+        fitting = "--preset fashion-convnet or --model convnet" if suite in CONVOLUTIONAL else "--model mlp"
+        raise click.UsageError(f"suite: {suite} has no rows for {base.model}; see {fitting}.")
+    dataset = load(base.data, data_dir, **base.data_options)
     rows = _matching(SUITES[suite], names)
-    folder = runs or Path("runs") / f"protocol-{base.data}"
+    subject = base.data if base.model == "mlp" else f"{base.data}-{base.model}"
+    folder = runs or Path("runs") / f"protocol-{subject}"
     with stop_requests() as should_stop:
         try:
             results = run_protocol(base, dataset, rows, range(seeds), lrs, folder, should_stop, click.echo)
         except Interrupted:
             click.echo("Interrupted; the same command continues.")
             ctx.exit(INTERRUPTED)
-    stem = base.data if suite == "density" else f"{base.data}-{suite}"
+    stem = f"{subject}-{suite}" if suite in ("rules", "rules-1x1") else subject
     for path in write_tables(out, name or stem, base, seeds, lrs, results):
         click.echo(path)
 
@@ -206,15 +216,18 @@ def set_threads(threads: int | None) -> None:
         torch.set_num_threads(threads)
 
 
-def load_or_digits(name: str, data_dir: Path | None) -> Dataset:
-    """The data set; where it cannot be had at all, the digits inside scikit-learn, with a loud notice."""
+def load_or_digits(config: TrainConfig, data_dir: Path | None) -> Dataset:
+    """The data set; where it cannot be had at all, the digits inside scikit-learn, with a loud notice.
+
+    The digits stand in for still images that a perceptron sees. A convolutional network is made for its data.
+    """
     try:
-        return load(name, data_dir)
+        return load(config.data, data_dir, **config.data_options)
     except DataNotFoundError as error:
-        if data_dir is not None:
+        if data_dir is not None or config.model != "mlp" or config.data_options:
             raise
         notice = Text(f"{error}\n\nTraining on digits (8x8, inside scikit-learn) instead.")
-        console.print(Panel(notice, title=f"{name} IS NOT AVAILABLE", style="bold red"))
+        console.print(Panel(notice, title=f"{config.data} IS NOT AVAILABLE", style="bold red"))
         return load("digits")
 
 
@@ -229,7 +242,7 @@ def _new(
     options: dict[str, Any], data_dir: Path | None, run_dir: Path | None, checkpoint_every: int
 ) -> Trainer:
     config = _config(options)
-    dataset = load_or_digits(config.data, data_dir)
+    dataset = load_or_digits(config, data_dir)
     config = replace(config, data=dataset.name)
     folder = run_dir or Path("runs") / f"{time.strftime('%Y%m%d-%H%M%S')}-{config.slug}"
     if (folder / "config.json").exists():
@@ -249,7 +262,8 @@ def _resumed(path: Path, data_dir: Path | None, checkpoint_every: int) -> Traine
         raise RunError(f"{checkpoint} holds a model, but no run to continue.")
     try:
         config = config_of(state)
-        trainer = _trainer(config, load(config.data, data_dir), folder, checkpoint_every)
+        dataset = load(config.data, data_dir, **config.data_options)
+        trainer = _trainer(config, dataset, folder, checkpoint_every)
         trainer.resume(state)
     except CheckpointError as error:
         raise CheckpointError(f"{checkpoint}: {error}") from error
@@ -262,7 +276,8 @@ def _started_again(folder: Path, data_dir: Path | None, checkpoint_every: int) -
         config = TrainConfig.from_dict(json.loads((folder / "config.json").read_text()))
     except (TypeError, ValueError) as error:
         raise RunError(f"{folder / 'config.json'} cannot be read: {error}.") from None
-    return _trainer(config, load(config.data, data_dir), folder, checkpoint_every)
+    dataset = load(config.data, data_dir, **config.data_options)
+    return _trainer(config, dataset, folder, checkpoint_every)
 
 
 def _trainer(config: TrainConfig, dataset: Dataset, folder: Path, checkpoint_every: int) -> Trainer:

@@ -6,11 +6,14 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-from ..data import DATASETS
+from ..data import DATASETS, options_of
+from ..data.augment import AUGMENTATIONS
+from ..data.dvs_cifar10 import SPLITS
 from ..rewire import REDISTRIBUTIONS
+from ..rewire.distribution import DISTRIBUTIONS
 
 STRUCTURES = ("dense", "mask", "static", "evolve", "deep_r")
-MODELS = ("mlp",)
+MODELS = ("mlp", "convnet", "vggsnn", "resnet19")
 OPTIMIZERS = ("adam", "adamw", "sgd")
 SCHEDULES = ("cosine", "constant")
 READOUTS = ("current", "integrate")
@@ -18,8 +21,10 @@ LOSSES = ("tet", "mean")
 
 _CHOICES = {
     "data": tuple(DATASETS),
+    "augment": tuple(AUGMENTATIONS),
     "model": MODELS,
     "structure": STRUCTURES,
+    "distribution": ("auto", *DISTRIBUTIONS),
     "optimizer": OPTIMIZERS,
     "schedule": SCHEDULES,
     "readout": READOUTS,
@@ -30,18 +35,27 @@ _CHOICES = {
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """One run. `structure` says what the hidden layers are:
+    """One run. `structure` says what the sparse layers are:
 
-    dense: `nn.Linear`. mask: dense weights under a 0/1 mask that evolves. static: block-sparse, fixed.
+    dense: torch's own. mask: dense weights under a 0/1 mask that evolves. static: block-sparse, fixed.
     evolve: block-sparse, pruned and regrown every `interval` iterations in the first `t_end` of the run.
     deep_r: block-sparse, every weight of fixed sign, replaced where it reaches zero, in the first `t_end`.
+
+    Of the mlp these are the hidden layers, `hidden` wide, and its readout is dense. Of the other models these are all
+    layers to which `distribution` gives less than all weights; "auto" is uniform for the mlp and erk for the others.
+    `channels` are those of the convnet. `size` and `split` are options of data sets that have them, None their own.
     """
 
     data: str = "mnist"
+    size: int | None = None
+    split: str | None = None
+    augment: str = "none"
     model: str = "mlp"
     hidden: tuple[int, ...] = (800,)
+    channels: tuple[int, ...] = (32, 64, 128, 256)
     structure: str = "evolve"
     density: float = 0.1
+    distribution: str = "auto"
     block_size: tuple[int, int] | str = (4, 4)
     T: int = 4
     tau: float = 0.5
@@ -73,7 +87,27 @@ class TrainConfig:
         for name in ("alpha", "t_start", "t_end"):
             _check(self, name, 0 <= getattr(self, name) <= 1, "0 to 1")
         _check(self, "lr", self.lr > 0, "more than 0")
-        _check(self, "hidden", bool(self.hidden) and min(self.hidden) >= 1, "positive layer sizes")
+        for name in ("hidden", "channels"):
+            sizes = getattr(self, name)
+            _check(self, name, bool(sizes) and min(sizes) >= 1, "positive layer sizes")
+        _check(self, "size", self.size is None or self.size >= 1, "at least 1")
+        _check(self, "split", self.split in (None, *SPLITS), f"one of {', '.join(SPLITS)}")
+        for name in ("size", "split"):
+            if getattr(self, name) is not None and name not in options_of(self.data):
+                raise ValueError(f"{name}: {self.data} has one only, got {getattr(self, name)!r}")
+
+    @property
+    def data_options(self) -> dict[str, Any]:
+        """What `load` is to be told besides the name."""
+        given = {"T": self.T, "size": self.size, "split": self.split}
+        return {k: v for k, v in given.items() if v is not None and k in options_of(self.data)}
+
+    @property
+    def sharing(self) -> str:
+        """How layers share the density: `distribution`, or what "auto" stands for."""
+        if self.distribution != "auto":
+            return self.distribution
+        return "uniform" if self.model == "mlp" else "erk"
 
     @property
     def evolves(self) -> bool:
@@ -86,19 +120,27 @@ class TrainConfig:
     @property
     def title(self) -> str:
         """The conditions in a few words."""
-        words = [self.data, f"{self.model} {'-'.join(map(str, self.hidden))}", self.structure]
+        words = [self.data, self.network, self.structure]
         if self.structure != "dense":
-            words.append(f"density {self.density:g}")
+            shared = "" if self.model == "mlp" and self.sharing == "uniform" else f" ({self.sharing})"
+            words.append(f"density {self.density:g}{shared}")
         if self.has_blocks:
             words.append(f"blocks {self.block}")
         return ", ".join([*words, f"T {self.T}", f"seed {self.seed}"])
 
     @property
+    def network(self) -> str:
+        """The model and, where they can be chosen, its sizes."""
+        sizes = {"mlp": self.hidden, "convnet": self.channels}.get(self.model, ())
+        return " ".join([self.model, *(["-".join(map(str, sizes))] if sizes else [])])
+
+    @property
     def slug(self) -> str:
         """A folder name."""
+        model = [] if self.model == "mlp" else [self.model]
         sparse = [] if self.structure == "dense" else [f"{self.density:g}"]
         blocks = [self.block] if self.has_blocks else []
-        return "-".join([self.data, self.structure, *sparse, *blocks, f"seed{self.seed}"])
+        return "-".join([self.data, *model, self.structure, *sparse, *blocks, f"seed{self.seed}"])
 
     @property
     def block(self) -> str:

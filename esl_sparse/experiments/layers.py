@@ -1,29 +1,40 @@
-"""The layers that hold weights, dense, masked or block-sparse, and what they cost."""
+"""The layers that hold weights, dense, masked or block-sparse, what they cost, and how often neurons fire."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from ..nn import LIF, SparseLinear
-from .masked import MaskedLinear
+from .. import _native
+from ..nn import LIF, SparseConv2d, SparseLinear, SpikingBlock
+from ..ops.block_score.native import count_spikes
+from ..packed import PackedSpikes
+from .masked import MaskedLayer
 from .records import WeightState
 
+SparseWeight = SparseLinear | SparseConv2d
+WeightLayer = SparseWeight | nn.Linear | nn.Conv2d
 
-def weight_layers(model: nn.Module) -> Iterator[tuple[str, SparseLinear | nn.Linear]]:
+
+def weight_layers(model: nn.Module) -> Iterator[tuple[str, WeightLayer]]:
     for name, module in model.named_modules():
-        if isinstance(module, (SparseLinear, nn.Linear)):
+        if isinstance(module, WeightLayer):
             yield name, module
 
 
-def active_weights(layer: SparseLinear | nn.Linear) -> int:
-    return layer.nnz if isinstance(layer, (SparseLinear, MaskedLinear)) else layer.weight.numel()
+def active_weights(layer: WeightLayer) -> int:
+    return layer.nnz if isinstance(layer, (SparseWeight, MaskedLayer)) else layer.weight.numel()
 
 
-def total_weights(layer: SparseLinear | nn.Linear) -> int:
-    return layer.in_features * layer.out_features
+def total_weights(layer: WeightLayer) -> int:
+    if not isinstance(layer, SparseWeight):
+        return layer.weight.numel()
+    layout = layer.topology.layout
+    return layout.rows * layout.cols
 
 
 def densities(model: nn.Module) -> dict[str, float]:
@@ -34,7 +45,7 @@ def weight_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> WeightSt
     """Count after a step, while the gradients are there. Biases are left out on both sides."""
     values = index = gradient = slots = dense = 0
     for _, layer in weight_layers(model):
-        weight = layer.values if isinstance(layer, SparseLinear) else layer.weight
+        weight = layer.values if isinstance(layer, SparseWeight) else layer.weight
         state = [slot for slot in optimizer.state[weight].values() if torch.is_tensor(slot)]
         like_weight = sum(slot.shape == weight.shape for slot in state)
         values += weight.nbytes
@@ -46,17 +57,31 @@ def weight_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> WeightSt
 
 
 class FiringRates:
-    """Mean spikes per neuron and step of every LIF layer's last training call."""
+    """Mean spikes per neuron and step of every layer of neurons in its last training call.
+
+    That of a `SpikingBlock` is the mean of what leaves it: averages over pixels keep the mean, but for the last row and
+    column where the pool leaves them out.
+    """
 
     def __init__(self, model: nn.Module) -> None:
         self.last: dict[str, float] = {}
+        inside = {block.lif for block in model.modules() if isinstance(block, SpikingBlock)}
         for name, module in model.named_modules():
-            if isinstance(module, LIF):
+            if isinstance(module, SpikingBlock) or (isinstance(module, LIF) and module not in inside):
                 module.register_forward_hook(self._hook(name))
 
-    def _hook(self, name: str):
-        def record(module: nn.Module, args: object, spikes: torch.Tensor) -> None:
+    def _hook(self, name: str) -> Callable[..., None]:
+        def record(module: nn.Module, args: object, spikes: Any) -> None:
             if module.training:
-                self.last[name] = spikes.detach().mean().item()
+                self.last[name] = mean_of(spikes)
 
         return record
+
+
+def mean_of(spikes: Tensor | PackedSpikes) -> float:
+    if isinstance(spikes, PackedSpikes) and spikes.words.device.type == "cpu" and _native.available():
+        total = sum(count_spikes(plane.contiguous()) << p for p, plane in enumerate(spikes.words))
+        _, _, *size = spikes.words.shape
+        return spikes.scale * total / (spikes.T * spikes.B * math.prod(size))
+    values = spikes.unpack() if isinstance(spikes, PackedSpikes) else spikes
+    return values.detach().mean().item()

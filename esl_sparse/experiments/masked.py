@@ -13,45 +13,112 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..rewire import GROW_RULES, SCHEDULES, GradientRule, LayerReport, RewireReport
+from ..rewire.distribution import DISTRIBUTIONS
 from ..rewire.schedule import UpdateSchedule
 
 
-class MaskedLinear(nn.Linear):
-    """`nn.Linear` whose weight counts only where `mask` is set; initialised at the sparse fan-in."""
+class MaskedLayer(nn.Module):
+    """A torch layer whose weight counts only where `mask` is set; initialised at the sparse fan-in."""
 
+    weight: Any
+    bias: Any
     mask: Tensor
     follows_gradient = False
     gradient: Tensor | None = None  # of all places, where it is followed: what growth by gradient costs here
 
-    def __init__(
-        self, in_features: int, out_features: int, *, density: float, generator: torch.Generator | None = None
-    ) -> None:
-        super().__init__(in_features, out_features)
-        size = in_features * out_features
+    def _set_up(self, density: float, generator: torch.Generator | None) -> None:
+        size = self.weight.numel()
         mask = torch.zeros(size, dtype=torch.bool)
         mask[torch.randperm(size, generator=generator)[: round(density * size)]] = True
         self.register_buffer("mask", mask.view_as(self.weight))
-        bound = 1 / math.sqrt(max(1.0, self.nnz / out_features))
+        bound = 1 / math.sqrt(max(1.0, self.nnz / len(self.weight)))
         with torch.no_grad():
             self.weight.uniform_(-bound, bound, generator=generator).mul_(self.mask)
-            self.bias.uniform_(-bound, bound, generator=generator)
+            if self.bias is not None:
+                self.bias.uniform_(-bound, bound, generator=generator)
 
     @property
     def nnz(self) -> int:
         return int(self.mask.sum())
 
-    def forward(self, x: Tensor) -> Tensor:
+    def _masked(self) -> Tensor:
         weight = self.weight * self.mask
         if self.follows_gradient and weight.requires_grad:
             weight.register_hook(self._add)
-        return F.linear(x, weight, self.bias)
+        return weight
 
     def _add(self, gradient: Tensor) -> None:
         self.gradient = gradient if self.gradient is None else self.gradient + gradient
 
 
+class MaskedLinear(MaskedLayer, nn.Linear):
+    def __init__(
+        self, in_features: int, out_features: int, *, density: float, generator: torch.Generator | None = None
+    ) -> None:
+        super().__init__(in_features, out_features)
+        self._set_up(density, generator)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self._masked(), self.bias)
+
+
+class MaskedConv2d(MaskedLayer, nn.Conv2d):
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | tuple[int, int],
+        stride: int | tuple[int, int] = 1,
+        padding: int | tuple[int, int] | str = 0,
+        bias: bool = True,
+        *,
+        density: float,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        super().__init__(in_channels, out_channels, kernel_size, stride, padding, bias=bias)
+        self._set_up(density, generator)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self._conv_forward(x, self._masked(), self.bias)
+
+
+def mask_layers(
+    model: nn.Module, density: float, distribution: str, generator: torch.Generator | None = None
+) -> None:
+    """Put masks on a model's linear layers and convolutions, in place: what `esl_sparse.sparsify` does in mask form.
+
+    Layers to which the distribution gives all weights stay as they are.
+    """
+    layers = {name: m for name, m in model.named_modules() if isinstance(m, (nn.Linear, nn.Conv2d))}
+    shapes = [tuple(layer.weight.shape) for layer in layers.values()]
+    densities = DISTRIBUTIONS.resolve(distribution)(shapes, density)
+    for (name, layer), share in zip(layers.items(), densities, strict=True):
+        if share < 1:
+            model.set_submodule(name, _masked_like(layer, share, generator))
+
+
+def _masked_like(
+    layer: nn.Linear | nn.Conv2d, density: float, generator: torch.Generator | None
+) -> MaskedLayer:
+    if isinstance(layer, nn.Linear):
+        return MaskedLinear(layer.in_features, layer.out_features, density=density, generator=generator)
+    kernel_size: Any = layer.kernel_size
+    stride: Any = layer.stride
+    padding: Any = layer.padding
+    return MaskedConv2d(
+        layer.in_channels,
+        layer.out_channels,
+        kernel_size,
+        stride,
+        padding,
+        layer.bias is not None,
+        density=density,
+        generator=generator,
+    )
+
+
 class MaskRewirer:
-    """Prunes and regrows the masks of every `MaskedLinear`; `step()` after `optimizer.step()`."""
+    """Prunes and regrows the masks of a model's layers; `step()` after `optimizer.step()`."""
 
     def __init__(
         self,
@@ -68,7 +135,7 @@ class MaskRewirer:
         for kind, rule, rules in (("prune", prune, _PRUNE_RULES), ("grow", grow, _GROW_RULES)):
             if rule not in rules:
                 raise ValueError(f"{kind}: masks offer {', '.join(rules)}, got {rule!r}")
-        self.layers = {name: m for name, m in model.named_modules() if isinstance(m, MaskedLinear)}
+        self.layers = {name: m for name, m in model.named_modules() if isinstance(m, MaskedLayer)}
         self.optimizer = optimizer
         self.prune = _PRUNE_RULES[prune]
         self.grow = grow
@@ -106,7 +173,7 @@ class MaskRewirer:
                 self.averages[name].zero_()
 
     @torch.no_grad()
-    def _update(self, name: str, layer: MaskedLinear, fraction: float) -> LayerReport:
+    def _update(self, name: str, layer: MaskedLayer, fraction: float) -> LayerReport:
         mask, ever_active = layer.mask.flatten(), self.ever_active[name].flatten()
         before = mask.clone()
         count = round(fraction * layer.nnz)

@@ -9,9 +9,13 @@ from typing import Any
 import click
 
 from ..data import DATASETS
+from ..data.augment import AUGMENTATIONS
+from ..data.dvs_cifar10 import SPLITS
 from ..rewire import GROW_RULES, PRUNE_RULES, REDISTRIBUTIONS
+from ..rewire.distribution import DISTRIBUTIONS
 from .build import EXTRA_GROW_RULES
 from .config import LOSSES, MODELS, OPTIMIZERS, READOUTS, SCHEDULES, STRUCTURES, TrainConfig
+from .presets import PRESETS
 
 FOLDER = click.Path(file_okay=False, path_type=Path)
 EXISTING = click.Path(exists=True, path_type=Path)
@@ -37,13 +41,21 @@ class Sizes(click.ParamType):
 
 _CONFIG: dict[str, tuple[Any, str]] = {
     "data": (click.Choice(tuple(DATASETS)), "Data set."),
+    "size": (int, "Width and height of event frames.  [default: the data set's]"),
+    "split": (click.Choice(tuple(SPLITS)), "How dvs-cifar10 is split.  [default: tet]"),
+    "augment": (click.Choice(tuple(AUGMENTATIONS)), "Random changes of training images."),
     "model": (click.Choice(MODELS), "Network."),
-    "hidden": (Sizes("-"), "Neurons of the hidden layers, as in 800 or 800-400."),
+    "hidden": (Sizes("-"), "Neurons of the mlp's hidden layers, as in 800 or 800-400."),
+    "channels": (Sizes("-"), "Channels of the convnet's stages."),
     "structure": (
         click.Choice(STRUCTURES),
-        "Hidden layers: dense, masked, static or evolving sparse, or Deep R.",
+        "Sparse layers: dense after all, masked, static or evolving sparse, or Deep R.",
     ),
-    "density": (float, "Fraction of the hidden layers' weights that exist."),
+    "density": (float, "Fraction of the weights that exist: the mlp's hidden layers', or all."),
+    "distribution": (
+        click.Choice(("auto", *DISTRIBUTIONS)),
+        "How layers share the density; auto: uniform for the mlp, else erk.",
+    ),
     "block_size": (Sizes("x", count=2, word="auto"), "Weight blocks, outputs x inputs, or auto."),
     "T": (int, "Time steps."),
     "tau": (float, "Decay factor of the membrane potential in one step."),
@@ -83,6 +95,24 @@ def config_options(leave_out: Collection[str] = ()) -> Callable[[Callable], Call
         return command
 
     return add
+
+
+def preset_option(command: Callable) -> Callable:
+    """`--preset` gives other options their defaults; what is typed counts more."""
+
+    def take(ctx: click.Context, param: click.Parameter, name: str | None) -> None:
+        if name is not None:
+            values = PRESETS[name]
+            ctx.default_map = {**values, **({"lrs": [values["lr"]]} if "lr" in values else {})}
+
+    return click.option(
+        "--preset",
+        type=click.Choice(tuple(PRESETS)),
+        callback=take,
+        is_eager=True,
+        expose_value=False,
+        help="Settings under a name; options beside it count more (docs/training.md).",
+    )(command)
 
 
 def machine_options(command: Callable) -> Callable:

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from matplotlib import rc_context
+import numpy as np
+from matplotlib import colormaps, rc_context
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -30,6 +31,7 @@ _STYLE: Any = {
     "lines.linewidth": 1.8,
     "lines.markersize": 3.5,
 }
+_INSIDE = 3  # lines that leave room for a legend
 _COLOURS = ("#2a6fbb", "#e07b39", "#3a9a5b", "#8b5fbf", "#555555")
 
 
@@ -45,7 +47,7 @@ def plot_run(folder: Path) -> list[Path]:
     with rc_context(_STYLE):
         figures = {
             "accuracy.png": _accuracy(epochs),
-            "density.png": _density(epochs),
+            "density.png": _density(epochs, rewires),
             "r_s.png": _r_s(epochs, rewires),
             "firing_rate.png": _firing_rate(epochs),
         }
@@ -85,16 +87,25 @@ def _accuracy(epochs: list[dict[str, Any]]) -> Figure:
     return figure
 
 
-def _density(epochs: list[dict[str, Any]]) -> Figure:
+def _density(epochs: list[dict[str, Any]], rewires: list[dict[str, Any]]) -> Figure:
     figure, (axes,) = _figure()
-    x = [entry["epoch"] for entry in epochs]
+    constant = True
     for layer, colour in _layers(epochs, "density"):
-        values = [entry["density"][layer] for entry in epochs]
-        axes.plot(x, values, "o-", label=f"{layer} ({values[-1]:.1%})", color=colour)
-    axes.set(title="Density of each layer", ylabel="active weights (% of all)", ylim=(0, 1.05))
+        # only updates change it, so it is a staircase; the log begins with what the first update left
+        events = [entry for entry in rewires if entry["layer"] == layer]
+        last = epochs[-1]["density"][layer]
+        steps = [(entry["iteration"], entry["density"]) for entry in events]
+        if all(density == last for _, density in steps):
+            steps = [(0, last)]
+        else:
+            constant = False
+        x, y = zip(*steps, (epochs[-1]["iteration"], last), strict=True)
+        axes.plot(x, y, drawstyle="steps-post", label=f"{layer} ({last:.1%})", color=colour)
+    title = "Density of each layer" + (" (constant)" if rewires and constant else "")
+    axes.set(title=title, ylabel="active weights (% of all)", ylim=(0, 1.05))
     axes.yaxis.set_major_formatter(PercentFormatter(1.0, symbol=""))
-    _count(axes, "epoch")
-    axes.legend(title="layer (last epoch)")
+    _count(axes, "iteration")
+    _legend(figure, axes, "layer (at the end)")
     return figure
 
 
@@ -112,7 +123,7 @@ def _r_s(epochs: list[dict[str, Any]], rewires: list[dict[str, Any]]) -> Figure:
     axes.set(title="Explored weights, $R_s$", ylabel="weights ever active (% of all)", ylim=(0, 1.05))
     axes.yaxis.set_major_formatter(PercentFormatter(1.0, symbol=""))
     _count(axes, "iteration")
-    axes.legend(title="layer (at the end)")
+    _legend(figure, axes, "layer (at the end)")
     return figure
 
 
@@ -124,12 +135,24 @@ def _firing_rate(epochs: list[dict[str, Any]]) -> Figure:
     axes.set(title="Firing rate in training", ylabel="spikes per neuron and step")
     axes.set_ylim(0, 1.15 * axes.get_ylim()[1])
     _count(axes, "epoch")
-    axes.legend(title="layer")
+    _legend(figure, axes, "layer")
     return figure
 
 
-def _layers(epochs: list[dict[str, Any]], key: str) -> list[tuple[str, str]]:
-    return [(layer, _COLOURS[i % len(_COLOURS)]) for i, layer in enumerate(epochs[0][key])]
+def _layers(epochs: list[dict[str, Any]], key: str) -> list[tuple[str, Any]]:
+    """With a colour each: of many layers, from dark to bright by depth."""
+    layers = list(epochs[0][key])
+    if len(layers) <= len(_COLOURS):
+        return list(zip(layers, _COLOURS, strict=False))
+    return list(zip(layers, colormaps["viridis"](np.linspace(0, 0.9, len(layers))), strict=True))
+
+
+def _legend(figure: Figure, axes: Axes, title: str) -> None:
+    """Beside the axes where it would cover lines."""
+    if len(axes.lines) <= _INSIDE:
+        axes.legend(title=title)
+    else:
+        figure.legend(loc="outside right upper", title=title, fontsize=7, title_fontsize=8)
 
 
 def _count(axes: Axes, label: str) -> None:

@@ -55,8 +55,33 @@ def _rule_rows(block: tuple[int, int]) -> dict[str, dict[str, Any]]:
     return rows
 
 
-# What `--suite` offers: accuracy by density and block, or every rule against the static topology.
-SUITES = {"density": ROWS, "rules": _rule_rows((4, 4)), "rules-1x1": _rule_rows((1, 1))}
+def _static(density: float, block: tuple[int, int]) -> dict[str, Any]:
+    return {"structure": "static", "density": density, "block_size": block}
+
+
+def _evolve(density: float, block: tuple[int, int]) -> dict[str, Any]:
+    """By the pair of rules that the paper finds the most stable."""
+    rules = {"prune": "set", "grow": "momentum"}
+    return {"structure": "evolve", "density": density, "block_size": block, **rules}
+
+
+_CONV: dict[str, dict[str, Any]] = {
+    REFERENCE: {"structure": "dense"},
+    "static 0.1 4x4": _static(0.1, (4, 4)),
+    "evolve 0.1 4x4": _evolve(0.1, (4, 4)),
+}
+
+# What `--suite` offers: of the perceptron, accuracy by density and block, or every rule against the static topology;
+# of convolutional networks, sparse against dense, and the densities of the paper's Fig. 4.
+CONVOLUTIONAL = {
+    "conv": {**_CONV, "evolve 0.1 1x1": _evolve(0.1, (1, 1))},
+    "dvs-conv": {
+        **_CONV,
+        "static 0.01 4x4": _static(0.01, (4, 4)),
+        "evolve 0.01 4x4": _evolve(0.01, (4, 4)),
+    },
+}
+SUITES = {"density": ROWS, "rules": _rule_rows((4, 4)), "rules-1x1": _rule_rows((1, 1)), **CONVOLUTIONAL}
 
 
 def static_twin(name: str, rows: Mapping[str, Mapping[str, Any]]) -> str | None:
@@ -64,7 +89,7 @@ def static_twin(name: str, rows: Mapping[str, Mapping[str, Any]]) -> str | None:
     row = rows[name]
     if row["structure"] not in ("evolve", "deep_r"):
         return None
-    wanted = {"structure": "static", "density": row["density"], "block_size": row["block_size"]}
+    wanted = _static(row["density"], row["block_size"])
     return next((other for other, values in rows.items() if values == wanted), None)
 
 
@@ -90,6 +115,7 @@ class RowResult:
     active_weights: int
     weight_state_of_dense: float
     samples_per_second: float
+    seconds: float  # of training a run, validation left out; the median
 
 
 def run_protocol(
@@ -171,6 +197,7 @@ def summarise(
         active_weights=results[0].active_weights,
         weight_state_of_dense=state.total / state.dense,
         samples_per_second=statistics.median(result.samples_per_second for result in results),
+        seconds=statistics.median(result.seconds for result in results),
     )
 
 
@@ -217,17 +244,27 @@ def write_tables(
 
 def _markdown(base: TrainConfig, seeds: int, results: Sequence[RowResult]) -> str:
     static = any(row.difference_to_static for row in results)
+    if base.model == "mlp":
+        title = "the multi-spike network"
+        network = f"784-{'-'.join(map(str, base.hidden))}-10 unless the row says otherwise"
+        sparse = "Hidden layer sparse, readout dense."
+    else:
+        title, network = base.model, base.network
+        sparse = f"Densities of layers: {base.sharing}; updates every {base.interval} iterations."
+        if base.augment != "none":
+            sparse += f" Augmentation: {base.augment}."
     lines = [
-        f"# {base.data}: test accuracy of the multi-spike network",
+        f"# {base.data}: test accuracy of {title}",
         "",
-        f"784-{'-'.join(map(str, base.hidden))}-10 unless the row says otherwise, T = {base.T}, "
+        f"{network}, T = {base.T}, "
         f"{base.epochs} epochs, batch {base.batch_size}, {base.optimizer}, seeds: {seeds}. "
-        "Hidden layer sparse, readout dense. The epoch is picked on a 10 % validation split and tested once. "
-        "Differences: paired by seed, in points, with their 95 % t-interval.",
+        f"{sparse} The epoch is picked on a 10 % validation split and tested once. "
+        "Differences: paired by seed, in points, with their 95 % t-interval. Training: seconds of a run, validation "
+        f"left out, {torch.get_num_threads()} threads.",
         "",
         f"| row | lr | test accuracy (%) | sd | difference to dense |{' difference to static |' * static} weights "
-        "| state of dense |",
-        f"|---|---|---|---|---|{'---|' * static}---|---|",
+        "| state of dense | training (s) |",
+        f"|---|---|---|---|---|{'---|' * static}---|---|---|",
     ]
     for row in results:
         spread = "" if row.sd is None else f"{100 * row.sd:.2f}"
@@ -235,7 +272,7 @@ def _markdown(base: TrainConfig, seeds: int, results: Sequence[RowResult]) -> st
         lines.append(
             f"| {row.name} | {row.lr:g} | {100 * row.mean:.2f} | {spread} "
             f"| {' | '.join(map(_points, differences))} "
-            f"| {row.active_weights:,} | {row.weight_state_of_dense:.1%} |"
+            f"| {row.active_weights:,} | {row.weight_state_of_dense:.1%} | {row.seconds:.0f} |"
         )
     return "\n".join(lines) + "\n"
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..checkpoint import CheckpointError, load_checkpoint, restore, save_checkpoint
 from ..data import Dataset, Split
+from ..data.augment import augment
 from ..rewire import RewireReport
 from .build import build
 from .config import TrainConfig
@@ -21,7 +22,6 @@ from .records import EpochRecord, EpochSums, Progress, RewireRecord, StepRecord,
 
 CHECKPOINT = "checkpoint.pt"
 BEST = "best.pt"
-_EVAL_BATCH = 256
 
 
 class Interrupted(Exception):
@@ -76,10 +76,16 @@ class Trainer:
         )
         self.rates = FiringRates(self.model)
         self.progress = Progress(r_s=densities(self.model))
+        self._augment = augment(config.augment)
+        self._augment_generator = torch.Generator().manual_seed(config.seed)
 
     @property
     def iteration(self) -> int:
         return self.progress.epoch * self.steps_per_epoch + self.progress.step_in_epoch
+
+    @property
+    def _augments(self) -> bool:
+        return self.config.augment != "none"
 
     @property
     def lr(self) -> float:
@@ -130,6 +136,7 @@ class Trainer:
     def _step(self, index: Tensor) -> None:
         start = time.perf_counter()
         images, labels = self.train[index]
+        images = self._augment(images, self._augment_generator)
         lr = self.lr
         self.optimizer.zero_grad()
         outputs = self.model(images)
@@ -196,7 +203,7 @@ class Trainer:
         """Mean loss and top-1 accuracy."""
         self.model.eval()
         loss, correct = 0.0, 0
-        for images, labels in split.batches(_EVAL_BATCH):
+        for images, labels in split.batches(2 * self.config.batch_size):  # nothing is kept for backward
             outputs = self.model(images)
             loss += self.loss(outputs, labels).item() * len(labels)
             correct += int((outputs.mean(0).argmax(1) == labels).sum())
@@ -228,6 +235,7 @@ class Trainer:
             "config": self.config.to_dict(),
             "progress": asdict(self.progress),
             "rng": torch.get_rng_state(),
+            **({"augment_rng": self._augment_generator.get_state()} if self._augments else {}),
             **{name: part.state_dict() for name, part in self._parts().items()},
         }
         save_checkpoint(self.folder / CHECKPOINT, state)
@@ -249,10 +257,13 @@ class Trainer:
             progress = Progress.from_dict(state.get("progress"))
             self._check_progress(progress)
             torch.Generator().set_state(state.get("rng"))  # type: ignore[arg-type]
+            augment_generator = torch.Generator()
+            if self._augments:
+                augment_generator.set_state(state.get("augment_rng"))  # type: ignore[arg-type]
         except (RuntimeError, TypeError, ValueError) as error:
             raise CheckpointError(f"The run's progress or random state does not fit: {error}.") from error
         restore(self._parts(), state)
-        self.progress = progress
+        self.progress, self._augment_generator = progress, augment_generator
         torch.set_rng_state(state["rng"])
 
     def _check_progress(self, progress: Progress) -> None:

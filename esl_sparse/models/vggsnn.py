@@ -22,6 +22,9 @@ class SpikingCNN(nn.Module):
         classes: outputs.
         T: time steps. tau: decay factor of the neurons. readout: ``"current"`` or ``"integrate"``.
 
+    Raises:
+        ValueError: size does not survive the poolings, each of which halves it and rounds down.
+
     Shape:
         Images ``[B, C, H, W]`` (shown at each step) or frames ``[B, T, C, H, W]`` to outputs ``[T, B, classes]``; their
         mean over time is the answer.
@@ -39,6 +42,9 @@ class SpikingCNN(nn.Module):
         readout: str = "current",
     ) -> None:
         super().__init__()
+        pools = list(plan).count(POOL)
+        if size < 2**pools:
+            raise ValueError(f"size: expected at least {2**pools} pixels for {pools} poolings, got {size}")
         self.T = T
         blocks: list[nn.Module] = []
         channels = in_channels
@@ -80,14 +86,16 @@ def convnet(
     *,
     in_channels: int = 1,
     size: int = 28,
-    channels: Sequence[int] = (32, 64, 128),
+    channels: Sequence[int] = (32, 64, 128, 256),
     T: int = 4,
     tau: float = 0.5,
     readout: str = "current",
 ) -> SpikingCNN:
-    """A small network for 28 x 28 images: each stage is one convolution and a 2x2 pool; the first stage has two."""
-    first, *deeper = channels
-    plan: list[int | str] = [first, first, POOL]
-    for width in deeper:
-        plan += [width, POOL]
+    """A small network for 28 x 28 images: a convolution and a 2x2 pool in each stage; in the last, two and no pool.
+
+    Most weights stand where maps are smallest, and few neurons where maps are largest.
+    """
+    *stages, last = channels
+    plan: list[int | str] = [entry for width in stages for entry in (width, POOL)]
+    plan += [last, last]
     return SpikingCNN(plan, in_channels, size, classes, T=T, tau=tau, readout=readout)

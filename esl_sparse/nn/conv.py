@@ -90,6 +90,7 @@ class _SparseConv(BlockSparseLayer):
         )
         for name in ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups"):
             setattr(self, name, getattr(like, name))
+        self._check_sizes(len(like.output_padding))
         self.padding_mode = padding_mode
         self.transposed, self.output_padding = False, like.output_padding
         self._reversed_padding = like._reversed_padding_repeated_twice
@@ -105,6 +106,22 @@ class _SparseConv(BlockSparseLayer):
             dtype,
             generator,
         )
+
+    def _check_sizes(self, dims: int) -> None:
+        """What torch notices at the first call only, or never."""
+        for name, least in (
+            ("in_channels", 1),
+            ("out_channels", 1),
+            ("kernel_size", 1),
+            ("stride", 1),
+            ("padding", 0),
+            ("dilation", 1),
+        ):
+            given = getattr(self, name)
+            sizes = (given,) * dims if isinstance(given, int) else given
+            if not isinstance(given, str) and (len(sizes) != dims or min(sizes) < least):
+                several = f"{dims} numbers of " if given is sizes and dims > 1 else ""
+                raise ValueError(f"{name}: expected {several}at least {least}, got {given}")
 
     def _taps(self) -> int:
         taps = 1
@@ -177,10 +194,10 @@ class _SparseConv(BlockSparseLayer):
             x, lambda planes, scale: conv2d(x, values, bias, topology, geometry, planes, scale)
         )
 
-    def _spikes(self, x: PackedSpikes, currents: bool) -> Any:
-        run = conv2d_panels if currents else conv2d_packed
+    def _spikes(self, x: PackedSpikes, currents: bool) -> Tensor:
         geometry = self.geometry(*x.words.shape[2:4])
-        return run(self._bordered(x), self.values, self.bias, self.topology, geometry)
+        operands = (self._bordered(x), self.values, self.bias, self.topology, geometry)
+        return conv2d_panels(*operands)[0] if currents else conv2d_packed(*operands)
 
     # What rewiring by gradient needs (see rewire.layers.GradientLayer)
 
@@ -306,11 +323,11 @@ class SparseConv2d(_SparseConv):
         like = (in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode)
         self._set_up_conv(*like, density, block_size, input, device, dtype, generator)
 
-    def forward(self, x: Tensor | PackedSpikes, currents: bool = False) -> Any:
+    def forward(self, x: Tensor | PackedSpikes, currents: bool = False) -> Tensor:
         """``[C, H, W]``, ``[N, C, H, W]``, ``[T, N, C, H, W]`` or PackedSpikes ``(T, B, C, H, W)`` to a float tensor.
 
         The result has as many dimensions as x; that of PackedSpikes has five. With ``currents`` (PackedSpikes only) it
-        is a panel and its statistics instead, see :func:`esl_sparse.ops.conv2d.conv2d_panels`.
+        is current panels ``[G, Ho, Wo, out_channels, 64]``, whose padding lanes are undefined.
         """
         if isinstance(x, PackedSpikes):
             return self._spikes(x, currents)
@@ -362,6 +379,8 @@ class SparseConv1d(_SparseConv):
         The result has as many dimensions as x; that of PackedSpikes is ``[T, B, C, L]``.
         """
         if isinstance(x, PackedSpikes):
+            if x.words.shape[2] != 1:
+                raise ValueError(f"x: expected PackedSpikes (T, B, {self.in_channels}, 1, L), got {x.shape}")
             return self._spikes(x, currents=False).squeeze(-2)
         x = self._checked(x)
         y = self._maps(self._merged(x)).squeeze(2)

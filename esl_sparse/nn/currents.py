@@ -106,7 +106,7 @@ def _unseen_current(conv: Any, x: Any, B: int) -> Current:
 def _seen_current(conv: Any, x: Any, T: int, B: int) -> Current:
     """By a call of the layer itself."""
     if isinstance(x, PackedSpikes) and isinstance(conv, SparseConv2d):
-        panels = conv(x, currents=True)[0]
+        panels = conv(x, currents=True)
     else:
         with torch.autocast(conv.values.device.type, enabled=False):
             panels = to_panels(conv(x))

@@ -47,6 +47,9 @@ class BlockSparseLayer(nn.Module):
     block_offsets_t: Tensor
 
     _dense_type: ClassVar[type[nn.Module]]
+    _dense_twin: tuple[type[nn.Module], str] | None = (
+        None  # of another library, and its step mode: see convert.py
+    )
 
     def _set_up(
         self,

@@ -311,9 +311,7 @@ class _Hook:
     def __reduce__(self) -> tuple[Any, ...]:
         return _Hook, ()
 
-    def __call__(self, module: Any, args: tuple, kwargs: dict, output: Any) -> None:
-        if isinstance(output, tuple):  # currents and their statistics
-            output = output[0]
+    def __call__(self, module: Any, args: tuple, kwargs: dict, output: Tensor) -> None:
         if module is not self._layer() or not output.requires_grad:
             return
         with torch.no_grad():

@@ -2,59 +2,11 @@
 #include "esl/pack.h"
 #include "random.h"
 #include "testing.h"
+#include "weight.h"
 
 using namespace esl;
 
 namespace {
-
-// A random block-sparse weight, its index both ways, and the same weight dense. Overhang entries hold NaN.
-struct Weight {
-  int64_t rows, cols, bm, bn;
-  std::vector<int32_t> crow, col, ccol, row_t, offset_t;
-  std::vector<float> values;
-  std::vector<double> dense;
-
-  Weight(Random& random, int64_t rows, int64_t cols, int64_t bm, int64_t bn, double density)
-      : rows(rows), cols(cols), bm(bm), bn(bn), crow{0}, ccol{0}, dense(static_cast<size_t>(rows * cols)) {
-    const int64_t rbs = (rows + bm - 1) / bm, cbs = (cols + bn - 1) / bn;
-    std::vector<int32_t> at(static_cast<size_t>(rbs * cbs), -1);
-    for (int64_t rb = 0; rb < rbs; ++rb) {
-      for (int64_t cb = 0; cb < cbs; ++cb) {
-        if (random.uniform() >= density) continue;
-        at[static_cast<size_t>(rb * cbs + cb)] = static_cast<int32_t>(col.size());
-        col.push_back(static_cast<int32_t>(cb));
-        for (int64_t i = 0; i < bm * bn; ++i) {
-          const int64_t r = rb * bm + i / bn, c = cb * bn + i % bn;
-          const bool valid = r < rows && c < cols;
-          values.push_back(valid ? random.real() : poison(1)[0]);
-          if (valid) dense[static_cast<size_t>(r * cols + c)] = values.back();
-        }
-      }
-      crow.push_back(static_cast<int32_t>(col.size()));
-    }
-    for (int64_t cb = 0; cb < cbs; ++cb) {
-      for (int64_t rb = 0; rb < rbs; ++rb)
-        if (const int32_t p = at[static_cast<size_t>(rb * cbs + cb)]; p >= 0) {
-          row_t.push_back(static_cast<int32_t>(rb));
-          offset_t.push_back(p);
-        }
-      ccol.push_back(static_cast<int32_t>(row_t.size()));
-    }
-  }
-  BlockSparse view() const {
-    return {rows, cols, bm, bn, crow.data(), col.data(), ccol.data(), row_t.data(), offset_t.data(), values.data()};
-  }
-};
-
-// Exactly as many bytes as asked for, aligned as the arena's are: one step further is the sanitizer's.
-struct Scratch {
-  float* data;
-  explicit Scratch(int64_t bytes)
-      : data(static_cast<float*>(aligned_alloc(64, static_cast<size_t>((bytes + 127) / 64 * 64)))) {
-    std::memset(data, 0xFF, static_cast<size_t>(bytes));
-  }
-  ~Scratch() { free(data); }
-};
 
 void check(int64_t rows, int64_t cols, int64_t bm, int64_t bn, int64_t T, int64_t B, bool spikes, SpikeKernel kernel) {
   Random random{static_cast<uint64_t>(rows * 31 + cols * 17 + bm * 5 + bn + B)};
@@ -121,14 +73,11 @@ void check(int64_t rows, int64_t cols, int64_t bm, int64_t bn, int64_t T, int64_
     for (int64_t n = 0; n < N; ++n) sum += at(grad, n, rows, r);
     ESL_EXPECT(close(grad_bias[static_cast<size_t>(r)], sum, 1e-4));
   }
-  for (int64_t rb = 0; rb * bm < rows; ++rb)
-    for (int32_t p = w.crow[static_cast<size_t>(rb)]; p < w.crow[static_cast<size_t>(rb) + 1]; ++p)
-      for (int64_t i = 0; i < bm * bn; ++i) {
-        const int64_t r = rb * bm + i / bn, c = w.col[static_cast<size_t>(p)] * bn + i % bn;
-        double sum = 0;
-        for (int64_t n = 0; n < N && r < rows && c < cols; ++n) sum += at(grad, n, rows, r) * at(x, n, cols, c);
-        ESL_EXPECT(close(grad_values[static_cast<size_t>(p * bm * bn + i)], sum, 1e-4));
-      }
+  w.each([&](size_t at_values, int64_t r, int64_t c) {
+    double sum = 0;
+    for (int64_t n = 0; n < N && r >= 0; ++n) sum += at(grad, n, rows, r) * at(x, n, cols, c);
+    ESL_EXPECT(close(grad_values[at_values], sum, 1e-4));
+  });
 }
 
 }  // namespace

@@ -175,6 +175,7 @@ void run() {
           check({{{2, 20}, 5, 4, 5}, true, Surrogate::triangle, false, pool, currents, planes, batch_stats, 3});
   for (const int64_t T : {1, 10, 40})
     for (const int64_t B : {1, 16, 33}) check({{{T, B}, 1, 1, 2}, true, Surrogate::atan, false, 1, 1, 0, true, 2});
-  check({{{4, 32}, 6, 7, 130}, false, Surrogate::triangle, false, 1, 2, 1, true, 3});  // several tiles
+  check({{{4, 32}, 6, 7, 130}, false, Surrogate::triangle, false, 1, 2, 1, true, 3});  // several tiles of pixels
+  check({{{2, 12}, 1, 2, 130}, false, Surrogate::triangle, false, 1, 2, 1, true, 3});  // and of channels
   check({{{3, 0}, 2, 2, 3}, true, Surrogate::triangle, false, 1, 1, 0, true, 2});
 }

@@ -44,6 +44,7 @@ RUNS = {
         "lr": 0.05,
     },
     "deep_r": {"structure": "deep_r", "block_size": (1, 1), "lr": 0.02, "t_end": 1.0},
+    "convnet": {"model": "convnet", "channels": (4, 8), "density": 0.3, "augment": "cifar", "t_end": 1.0},
 }
 SAVE_EVERY = 7  # iterations; 41, 60 and 90 are no multiples
 

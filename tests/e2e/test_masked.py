@@ -6,13 +6,29 @@ from dataclasses import replace
 import pytest
 import torch
 
-from esl_sparse.experiments.masked import MaskedLinear, MaskRewirer
-from esl_sparse.nn import SparseLinear
+import esl_sparse as esl
+from esl_sparse.experiments.masked import MaskedConv2d, MaskedLayer, MaskedLinear, MaskRewirer, mask_layers
+from esl_sparse.models import convnet
+from esl_sparse.nn import SparseConv2d, SparseLinear
 from esl_sparse.rewire import GROW_RULES, Rewirer
 
+KINDS = ("linear", "conv")
 
-def masked(density=0.25, seed=0):
-    return MaskedLinear(20, 12, density=density, generator=torch.Generator().manual_seed(seed))
+
+def masked(density=0.25, seed=0, kind="linear"):
+    generator = torch.Generator().manual_seed(seed)
+    if kind == "linear":
+        return MaskedLinear(20, 12, density=density, generator=generator)
+    return MaskedConv2d(5, 8, (3, 2), stride=2, padding=1, density=density, generator=generator)
+
+
+def batch(kind):
+    return torch.randn((8, 20) if kind == "linear" else (4, 5, 6, 7))
+
+
+def sparse_twin(layer):
+    twin = SparseLinear if isinstance(layer, MaskedLinear) else SparseConv2d
+    return twin.from_dense(layer, mask=layer.mask, block_size=1)
 
 
 def rewirer(layer, optimizer, **settings):
@@ -22,12 +38,13 @@ def rewirer(layer, optimizer, **settings):
     )
 
 
-def test_trains_as_a_sparse_layer_does():
-    dense = masked()
-    sparse = SparseLinear.from_dense(dense, mask=dense.mask, block_size=1)
+@pytest.mark.parametrize("kind", KINDS)
+def test_trains_as_a_sparse_layer_does(kind):
+    dense = masked(kind=kind)
+    sparse = sparse_twin(dense)
     optimizers = [torch.optim.Adam(layer.parameters(), 0.01) for layer in (dense, sparse)]
     for _ in range(20):
-        x = torch.randn(8, 20)
+        x = batch(kind)
         for layer, optimizer in zip((dense, sparse), optimizers, strict=True):
             optimizer.zero_grad()
             layer(x).square().sum().backward()
@@ -38,14 +55,15 @@ def test_trains_as_a_sparse_layer_does():
 
 @pytest.mark.parametrize("prune", ["set", "magnitude"])
 @pytest.mark.parametrize("grow", ["random", "random_unfired"])
-def test_updates_keep_the_count_and_start_anew(prune, grow):
-    layer = masked()
+@pytest.mark.parametrize("kind", KINDS)
+def test_updates_keep_the_count_and_start_anew(prune, grow, kind):
+    layer = masked(kind=kind)
     optimizer = torch.optim.Adam(layer.parameters(), 0.01)
     evolving = rewirer(layer, optimizer, prune=prune, grow=grow)
     explored = 60 / 240
     for step in range(1, 10):
         optimizer.zero_grad()
-        layer(torch.randn(8, 20)).square().sum().backward()
+        layer(batch(kind)).square().sum().backward()
         optimizer.step()
         before = layer.mask.clone()
         report = evolving.step()
@@ -77,10 +95,11 @@ def test_unknown_rules_are_refused():
 
 
 @pytest.mark.parametrize("grow", ["gradient", "momentum"])
-def test_growth_by_gradient_is_that_of_sparse_layers(grow):
+@pytest.mark.parametrize("kind", KINDS)
+def test_growth_by_gradient_is_that_of_sparse_layers(grow, kind):
     """The same places, found in a dense gradient here and without one there."""
-    dense = masked()
-    sparse = SparseLinear.from_dense(dense, mask=dense.mask, block_size=1)
+    dense = masked(kind=kind)
+    sparse = sparse_twin(dense)
     optimizers = [torch.optim.Adam(layer.parameters(), 0.01) for layer in (dense, sparse)]
     rule = GROW_RULES[grow]
     exact = replace(rule, exact=True)
@@ -93,7 +112,7 @@ def test_growth_by_gradient_is_that_of_sparse_layers(grow):
     ]
     grown = 0
     for _ in range(24):
-        x = torch.randn(8, 20)
+        x = batch(kind)
         for layer, optimizer, evolving in zip((dense, sparse), optimizers, rewirers, strict=True):
             optimizer.zero_grad()
             layer(x).square().sum().backward()
@@ -128,3 +147,24 @@ def test_a_resumed_masked_run_follows_on():
     torch.manual_seed(1)
     go(again, 8)
     assert torch.equal(first[0].weight, again[0].weight) and torch.equal(first[0].mask, again[0].mask)
+
+
+def test_masks_and_blocks_share_the_density_alike():
+    """Of 1x1 blocks each layer has as many as its mask has places; what the distribution fills has neither."""
+    kept, masks = (convnet(size=8, channels=(8, 16, 16)) for _ in range(2))
+    report = esl.sparsify(kept, 0.5, 1, "erk")
+    mask_layers(masks, 0.5, "erk")
+    found = dict(masks.named_modules())
+    assert [type(found[x.name]).__name__ for x in report.layers] == [
+        "Conv2d",
+        "MaskedConv2d",
+        "MaskedConv2d",
+        "MaskedConv2d",
+        "Linear",
+    ]
+    for x in report.layers:
+        layer = found[x.name]
+        active = layer.nnz if isinstance(layer, MaskedLayer) else layer.weight.numel()
+        assert abs(active - x.active) <= 1
+    x = torch.randn(3, 1, 8, 8)
+    assert masks(x).shape == (4, 3, 10)

@@ -2,6 +2,7 @@ import json
 
 import pytest
 
+from esl_sparse.experiments.presets import PRESETS
 from esl_sparse.experiments.protocol import interval
 
 
@@ -34,6 +35,30 @@ def test_rows_seeds_and_restart(esl, tmp_path):
     assert json.loads((tmp_path / "results/digits.json").read_text()) == results
     code, _, err = esl(*arguments, "--tau", 0.25)
     assert code and "holds a run with other settings" in err
+
+
+def test_convolutional_rows(esl, tmp_path):
+    arguments = ["protocol", "--data", "digits", "--epochs", 2, "--interval", 4, "--batch-size", 64]
+    arguments += ["--seeds", 2, "--runs", tmp_path / "runs", "--out", tmp_path, "--suite", "conv"]
+    code, _, err = esl(*arguments)
+    assert code and "conv has no rows for mlp; see --preset fashion-convnet" in err
+    arguments += ["--preset", "fashion-convnet", "--channels", "4-8", "--row", "* 0.1 4x4", "--row", "dense"]
+    code, out, _ = esl(*arguments)
+    assert code == 0 and out.count(" s\n") == 6
+    values = json.loads((tmp_path / "digits-convnet.json").read_text())
+    assert values["lrs"] == [PRESETS["fashion-convnet"]["lr"]]
+    dense, static, evolve = values["rows"]
+    assert (dense["difference"], dense["difference_to_static"], static["difference_to_static"]) == (None,) * 3
+    for reference, key in ((dense, "difference"), (static, "difference_to_static")):
+        pairs = zip(evolve["test_accuracy"], reference["test_accuracy"], strict=True)
+        assert evolve[key]["mean"] == pytest.approx(sum(a - b for a, b in pairs) / 2)
+    assert all(row["seconds"] > 0 for row in values["rows"])
+    table = (tmp_path / "digits-convnet.md").read_text()
+    assert "convnet 4-8, T = 4" in table and "training (s) |" in table and "Densities of layers: erk" in table
+    code, out, _ = esl(*arguments)  # nothing is run twice
+    assert code == 0 and " s\n" not in out
+    code, _, err = esl("protocol", "--data", "digits", "--model", "convnet")
+    assert code and "density has no rows for convnet; see --model mlp" in err
 
 
 def test_rules_are_compared_with_the_static_topology(esl, tmp_path):

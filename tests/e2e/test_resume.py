@@ -3,17 +3,22 @@
 import copy
 import signal
 import time
+from dataclasses import replace
 
 import pytest
 import torch
 
 from esl_sparse.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
-from esl_sparse.data import load
+from esl_sparse.data import Split, load
+from esl_sparse.data.moving import MovingImages
 from esl_sparse.experiments.config import TrainConfig
 from esl_sparse.experiments.log import read_log
 from esl_sparse.experiments.train import Interrupted, Trainer
 
 SMALL = TrainConfig(data="digits", batch_size=32, interval=10, hidden=(128, 64), lr=5e-3, epochs=3)
+CONV = replace(
+    SMALL, model="convnet", channels=(8, 16), density=0.3, augment="cifar", batch_size=64, epochs=2
+)
 
 
 def same(a, b):
@@ -36,18 +41,39 @@ def untimed(state):
 
 
 @pytest.mark.parametrize(
-    ("structure", "stop_after"),
+    ("base", "structure", "stop_after"),
     [
-        ("dense", 20),
-        ("mask", 60),
-        ("static", 20),
-        ("evolve", 60),
-        ("evolve", 41),
-    ],  # an epoch has 41 iterations
+        (SMALL, "dense", 20),
+        (SMALL, "mask", 60),
+        (SMALL, "static", 20),
+        (SMALL, "evolve", 60),
+        (SMALL, "evolve", 41),  # an epoch has 41 iterations
+        (CONV, "dense", 10),
+        (CONV, "mask", 23),
+        (CONV, "static", 21),  # after one of 21 iterations
+        (CONV, "evolve", 23),  # in a window: they follow each other
+        (CONV, "deep_r", 10),
+    ],
 )
-def test_same_bits_after_an_interrupt(tmp_path, structure, stop_after):
-    config = TrainConfig(**{**SMALL.to_dict(), "structure": structure})
+def test_same_bits_after_an_interrupt(tmp_path, base, structure, stop_after):
+    config = replace(base, structure=structure)
+    assert_same_after_an_interrupt(config, load("digits"), stop_after, tmp_path)
+
+
+def test_same_bits_of_event_frames(tmp_path):
     digits = load("digits")
+
+    def moving(split):
+        index = torch.arange(300)
+        images = (split[index][0].squeeze(1) * 255).to(torch.uint8)
+        return Split(images, split[index][1], MovingImages(T=3, size=8))
+
+    frames = replace(digits, name="dvs-digits", train=moving(digits.train), test=moving(digits.test))
+    config = replace(CONV, T=3, augment="dvs", interval=4, t_end=1.0)
+    assert_same_after_an_interrupt(config, frames, 11, tmp_path)
+
+
+def assert_same_after_an_interrupt(config, digits, stop_after, tmp_path):
     expected = Trainer(config, digits, tmp_path / "whole").fit()
 
     folder = tmp_path / "parts"
@@ -149,6 +175,7 @@ def test_bad_checkpoints_are_named(esl, tmp_path):
         (lambda s: s["progress"]["weight_state"].update(index=1.5), "index: expected"),
         (lambda s: s.pop("rng"), "progress or random state does not fit"),
         (lambda s: s.update(rng=torch.zeros(7, dtype=torch.uint8)), "progress or random state does not fit"),
+        (lambda s: s.pop("augment_rng"), "progress or random state does not fit"),
         (lambda s: s.pop("optimizer"), "has no optimizer"),
         (lambda s: s["model"].update({"readout.bias": torch.zeros(3)}), "model does not fit: .*readout.bias"),
         (lambda s: s["rewirer"].update(iteration=None), "rewirer does not fit: .*expected an iteration"),
@@ -170,7 +197,7 @@ def test_a_checkpoint_that_does_not_fit_changes_nothing(unfit, damage, message):
 @pytest.fixture(scope="module")
 def unfit(tmp_path_factory):
     """A new trainer, the state of one in the second epoch, and the state of the new one."""
-    config = TrainConfig(data="digits", batch_size=32, interval=10, hidden=(16,), epochs=2)
+    config = TrainConfig(data="digits", batch_size=32, interval=10, hidden=(16,), epochs=2, augment="dvs")
     folder, digits = tmp_path_factory.mktemp("unfit"), load("digits")
     first = Trainer(config, digits, folder)
     with pytest.raises(Interrupted):

@@ -170,7 +170,8 @@ class Problem:
 def assert_close(name: str, actual: torch.Tensor, exact: np.ndarray, bound: np.ndarray, tolerance: float):
     assert tuple(actual.shape) == exact.shape, name
     error = np.abs(actual.detach().double().cpu().numpy() - exact)
-    worst = (error - tolerance * bound).max(initial=0.0)
+    smallest = torch.finfo(actual.dtype).smallest_normal  # what is smaller has fewer digits
+    worst = (error - tolerance * np.maximum(bound, smallest)).max(initial=0.0)
     assert worst <= 0, f"{name}: error {error.max()} exceeds {tolerance} of the sum of absolute values"
     assert not np.isnan(error).any(), f"{name}: NaN at {np.argwhere(np.isnan(error))[0]}"
 

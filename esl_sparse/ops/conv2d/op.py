@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..._backends import choose
-from ...packed import LANES, Lanes, PackedSpikes
+from ...packed import LANES, MAX_PLANES, Lanes, PackedSpikes
 from ...topology import BlockLayout, BlockTopology
 from .._library import NoDoubleBackward, apply, define, differentiable_backward, empty
 from ..pack import reference as pack_reference
@@ -128,7 +128,8 @@ class _Conv2dBackward(NoDoubleBackward):
         )
         if needs & 1 and not x_panels:
             g = call.geometry
-            grad_x = from_panels_op(grad_x, call.T, call.B).view(call.T * call.B, -1, g.H, g.W)
+            channels = call.cols // g.taps * g.groups
+            grad_x = from_panels_op(grad_x, call.T, call.B).view(call.T * call.B, channels, g.H, g.W)
         return grad_x, grad_values, grad_bias
 
 
@@ -176,21 +177,19 @@ class _Conv2d(torch.autograd.Function):
 
 
 class _Conv2dPanels(torch.autograd.Function):
-    """From words (or float panels, which then are the carrier) to panels."""
+    """From words to panels; the carrier takes the gradient."""
 
     @staticmethod
     def forward(carrier, words, values, bias, crow, col, ccol, row_t, offset_t, call, want_stats):
-        source = carrier if words is None else words
-        return conv2d_op(source, values, bias, crow, col, ccol, row_t, offset_t, *call, want_stats)
+        return conv2d_op(words, values, bias, crow, col, ccol, row_t, offset_t, *call, want_stats)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        carrier, words, values, _, crow, col, ccol, row_t, offset_t, call, _ = inputs
+        _, words, values, _, crow, col, ccol, row_t, offset_t, call, _ = inputs
         ctx.mark_non_differentiable(output[1])
         ctx.set_materialize_grads(False)
         ctx.call = call
-        source = carrier if words is None else words
-        ctx.save_for_backward(source, values, crow, col, ccol, row_t, offset_t)
+        ctx.save_for_backward(words, values, crow, col, ccol, row_t, offset_t)
 
     @staticmethod
     def backward(ctx, grad, _):
@@ -211,7 +210,17 @@ class _Conv2dPanelsBackward(NoDoubleBackward):
         return conv2d_backward_op(*args)
 
 
-def check_weight(
+def _check_topology(topology: BlockTopology, channels: int, g: Geometry) -> None:
+    lay = topology.layout
+    if (lay.groups, lay.taps) != (g.groups, g.taps) or lay.rows % g.groups:
+        raise ValueError(
+            f"topology: expected {g.groups} groups and {g.taps} taps, got {lay.groups} and {lay.taps}"
+        )
+    if channels * g.taps != lay.cols * g.groups:
+        raise ValueError(f"x: expected {lay.cols // g.taps * g.groups} channels, got {channels}")
+
+
+def _check_weight(
     topology: BlockTopology,
     values: Tensor,
     bias: Tensor | None,
@@ -220,13 +229,8 @@ def check_weight(
     device: torch.device,
 ) -> None:
     """Raise ``ValueError`` unless values and bias belong to this topology, and this to an input of these channels."""
+    _check_topology(topology, channels, g)
     lay = topology.layout
-    if (lay.groups, lay.taps) != (g.groups, g.taps) or lay.rows % g.groups:
-        raise ValueError(
-            f"topology: expected {g.groups} groups and {g.taps} taps, got {lay.groups} and {lay.taps}"
-        )
-    if channels * g.taps != lay.cols * g.groups:
-        raise ValueError(f"x: expected {lay.cols // g.taps * g.groups} channels, got {channels}")
     expected = (topology.nnzb, lay.bm, lay.bn)
     if values.shape != expected:
         raise ValueError(f"values: expected shape {expected}, got {tuple(values.shape)}")
@@ -238,6 +242,24 @@ def check_weight(
     ):
         got = f"{bias.dtype} {list(bias.shape)} on {bias.device}"
         raise ValueError(f"bias: expected {values.dtype} [{lay.rows}] on {device}, got {got}")
+
+
+def _check_spikes(x: PackedSpikes, g: Geometry) -> None:
+    """Raise ``ValueError`` unless the words are those of so many lanes and pixels: kernels trust it."""
+    planes, groups, H, W, _ = x.words.shape
+    if (H, W) != (g.H, g.W):
+        raise ValueError(f"x: expected PackedSpikes of {g.H} x {g.W} pixels, got {x.shape}")
+    if groups != x.lanes.groups or not 1 <= planes <= MAX_PLANES:
+        raise ValueError(
+            f"x: expected words of 1 to {MAX_PLANES} planes and {x.lanes.groups} groups of lanes, "
+            f"got {tuple(x.words.shape)}"
+        )
+
+
+def _check_panels(name: str, panels: Tensor, lanes: Lanes, units: tuple[int, int, int]) -> None:
+    expected = (lanes.groups, *units, LANES)
+    if panels.shape != expected:
+        raise ValueError(f"{name}: expected panels {expected}, got {tuple(panels.shape)}")
 
 
 def conv2d(
@@ -272,7 +294,9 @@ def conv2d(
         raise TypeError(f"x: expected {values.dtype} like values, or narrower, got {x.dtype}")
     if x.dim() != 4 or x.shape[2:] != (geometry.H, geometry.W):
         raise ValueError(f"x: expected shape [N, C, {geometry.H}, {geometry.W}], got {tuple(x.shape)}")
-    check_weight(topology, values, bias, x.shape[1], geometry, x.device)
+    if not 0 <= planes <= MAX_PLANES:
+        raise ValueError(f"planes: expected 0 to {MAX_PLANES}, got {planes}")
+    _check_weight(topology, values, bias, x.shape[1], geometry, x.device)
     lay = topology.layout
     call = Call(geometry, lay.rows, lay.cols, 1, x.shape[0], planes, scale)
     return apply(_Conv2d, None, x, values, bias, *topology.index_tensors(), call)[0]
@@ -286,10 +310,8 @@ def conv2d_packed(
     Returns:
         ``[T, B, out_channels, Ho, Wo]`` in values' dtype.
     """
-    *_, H, W, C = x.words.shape
-    if (H, W) != (geometry.H, geometry.W):
-        raise ValueError(f"x: expected PackedSpikes of {geometry.H} x {geometry.W} pixels, got {x.shape}")
-    check_weight(topology, values, bias, C, geometry, x.words.device)
+    _check_spikes(x, geometry)
+    _check_weight(topology, values, bias, x.words.shape[-1], geometry, x.words.device)
     lay = topology.layout
     call = Call(geometry, lay.rows, lay.cols, x.T, x.B, x.planes, x.scale)
     y = apply(_Conv2d, x.carrier, x.words, values, bias, *topology.index_tensors(), call)[0]
@@ -309,7 +331,8 @@ def conv2d_panels(
     Padding lanes of the panels are undefined. With ``want_stats`` also float64 ``[2, out_channels]``, mean and biased
     variance over all pixels, samples and steps; not differentiable.
     """
-    check_weight(topology, values, bias, x.words.shape[-1], geometry, x.words.device)
+    _check_spikes(x, geometry)
+    _check_weight(topology, values, bias, x.words.shape[-1], geometry, x.words.device)
     lay = topology.layout
     call = Call(geometry, lay.rows, lay.cols, x.T, x.B, x.planes, x.scale)
     return apply(_Conv2dPanels, x.carrier, x.words, values, bias, *topology.index_tensors(), call, want_stats)
@@ -326,6 +349,9 @@ def conv2d_grad_values(
 
     Returns:
         ``[nnzb, bm, bn]``, in float32 unless grad is float64.
+
+    Raises:
+        ValueError: a topology of other channels, groups or taps; spikes or panels of another shape.
     """
     lay = topology.layout
     dtype = torch.float64 if grad.dtype == torch.float64 else torch.float32
@@ -333,8 +359,12 @@ def conv2d_grad_values(
         topology.nnzb, lay.bm, lay.bn, dtype=dtype, device=grad.device
     )  # only its shape is used
     if isinstance(x, PackedSpikes):
-        source, planes, scale = x.words, x.planes, x.scale
+        _check_spikes(x, geometry)
+        source, planes, scale, channels = x.words, x.planes, x.scale, x.words.shape[-1]
     else:
-        source, planes, scale = x.to(grad.dtype), 0, 1.0
+        source, planes, scale, channels = x.to(grad.dtype), 0, 1.0, x.shape[-2]
+        _check_panels("x", x, lanes, (geometry.H, geometry.W, channels))
+    _check_topology(topology, channels, geometry)
+    _check_panels("grad", grad, lanes, (geometry.Ho, geometry.Wo, lay.rows))
     call = Call(geometry, lay.rows, lay.cols, lanes.T, lanes.B, planes, scale)
     return conv2d_backward_op(grad, source, like, *topology.index_tensors(), *call, 2)[1]

@@ -9,42 +9,51 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 from torch.nn.functional import conv2d, pad
+from torch.nn.grad import conv2d_input, conv2d_weight
 
 from ...topology import BlockTopology
 from .geometry import Geometry, from_rows, to_rows
 
 
-def _padded(x: Tensor, g: Geometry) -> Tensor:
-    """x ``[N, C, H, W]`` with its zero border, as large as the taps reach."""
+def _borders(g: Geometry) -> tuple[int, int, int, int]:
+    """Zeros around x, as far as the taps reach; negative: pixels that no tap reads."""
     below = (g.Ho - 1) * g.stride_h + (g.kh - 1) * g.dilation_h + 1 - g.padding_h - g.H
     right = (g.Wo - 1) * g.stride_w + (g.kw - 1) * g.dilation_w + 1 - g.padding_w - g.W
-    return pad(x, (g.padding_w, right, g.padding_h, below))  # negative: pixels that no tap reads
+    return g.padding_w, right, g.padding_h, below
 
 
-def _convolve(padded: Tensor, weight: Tensor, bias: Tensor | None, g: Geometry) -> Tensor:
-    stride, dilation = (g.stride_h, g.stride_w), (g.dilation_h, g.dilation_w)
-    return conv2d(padded, weight, bias, stride, 0, dilation, g.groups)
+def _how(g: Geometry) -> tuple:
+    return (g.stride_h, g.stride_w), 0, (g.dilation_h, g.dilation_w), g.groups
+
+
+def _wide(tensor: Tensor) -> Tensor:
+    """On CPU torch's convolution of float16 sums in float16."""
+    return tensor.float() if tensor.dtype == torch.float16 and tensor.device.type == "cpu" else tensor
 
 
 def forward(
     x: Tensor, values: Tensor, bias: Tensor | None, topology: BlockTopology, geometry: Geometry
 ) -> Tensor:
     """``x [N, C, H, W]``, ``values [nnzb, bm, bn]``, ``bias [rows]`` -> ``y [N, rows, Ho, Wo]`` in values' dtype."""
-    weight = from_rows(topology.to_dense(values), geometry.kh, geometry.kw)
-    return _convolve(_padded(x.to(values.dtype), geometry), weight, bias, geometry)
+    weight = from_rows(topology.to_dense(_wide(values)), geometry.kh, geometry.kw)
+    padded = pad(x.to(weight.dtype), _borders(geometry))
+    y = conv2d(padded, weight, None if bias is None else _wide(bias), *_how(geometry))
+    return y.to(values.dtype)
 
 
 def backward(
     grad: Tensor, x: Tensor, values: Tensor, topology: BlockTopology, geometry: Geometry
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """``grad [N, rows, Ho, Wo]`` -> gradients of x, values (zero in the overhang) and bias."""
-    with torch.enable_grad():
-        x = x.to(grad.dtype).detach().requires_grad_()
-        dense = topology.to_dense(values.detach().to(grad.dtype))
-        weight = from_rows(dense, geometry.kh, geometry.kw).requires_grad_()
-        y = _convolve(_padded(x, geometry), weight, None, geometry)
-    grad_x, grad_weight = torch.autograd.grad(y, (x, weight), grad)
-    return grad_x, topology.gather_dense(to_rows(grad_weight)), grad.sum((0, 2, 3))
+    """``grad [N, rows, Ho, Wo]`` -> gradients of x, values (zero in the overhang) and bias, all in grad's dtype."""
+    dtype, grad = grad.dtype, _wide(grad)
+    weight = from_rows(topology.to_dense(values.to(grad.dtype)), geometry.kh, geometry.kw)
+    padded = pad(x.to(grad.dtype), _borders(geometry))
+    # Not by autograd: it is switched off below the dispatcher, where torch.compile and torch.func call raw ops.
+    grad_padded = conv2d_input(padded.shape, weight, grad, *_how(geometry))
+    grad_weight = conv2d_weight(padded, weight.shape, grad, *_how(geometry))
+    grad_x = pad(grad_padded, [-border for border in _borders(geometry)])
+    grad_values = topology.gather_dense(to_rows(grad_weight))
+    return grad_x.to(dtype), grad_values.to(dtype), grad.sum((0, 2, 3)).to(dtype)
 
 
 def stats(panels: Tensor, T: int, B: int) -> Tensor:

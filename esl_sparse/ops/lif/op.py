@@ -37,7 +37,8 @@ def _backward(
             grad_s, grad_v, x, v, tau, v_threshold, v_reset, surrogate, width, detach_reset, need_v, need_tau
         )
     named = SURROGATES[surrogate]
-    grad_v = torch.zeros_like(v) if grad_v is None else grad_v
+    # Compiled graphs pass an empty gradient for a last potential that was not asked for.
+    grad_v = torch.zeros_like(v) if grad_v is None or not grad_v.numel() else grad_v
     grad_x, grad_first, grad_tau = reference.backward(
         grad_s, grad_v, x, v, tau, v_threshold, v_reset, lambda d: named(d, width), detach_reset
     )

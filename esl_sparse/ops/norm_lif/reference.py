@@ -134,7 +134,7 @@ def backward_norm(g: Tensor, current: Tensor, norm: Norm, T: int, B: int) -> tup
     sums = (0, 1, 3, 4)
     grad_gamma, grad_beta = (g * x_hat).sum(sums), g.sum(sums)
     if norm.batch_stats:
-        n = g[:, :, 0].numel() if g.shape[2] else 0
+        n = g[:, :, :1].numel()
         g = g - _per_channel(grad_beta / n) - x_hat * _per_channel(grad_gamma / n)
     a, _ = affine(*norm[:4])
     assert a is not None
