@@ -20,7 +20,10 @@ def results(tmp_path_factory):
     return tmp_path_factory.mktemp("results")
 
 
-@pytest.fixture(params=BENCHMARKS)
+SLOW = ("rewire", "overlap", "impossible", "scan", "showcase")  # their small variants take 10 s and more
+
+
+@pytest.fixture(params=[pytest.param(n, marks=pytest.mark.slow) if n in SLOW else n for n in BENCHMARKS])
 def name(request):
     if request.param == "kernels" and not _native.available():
         pytest.skip(_native.reason())

@@ -1,5 +1,6 @@
 """Builds the kernels and their C++ tests under address and undefined-behaviour sanitizers, and runs them."""
 
+import fcntl
 import os
 import shutil
 import subprocess
@@ -11,8 +12,6 @@ import pytest
 ROOT = Path(__file__).parents[2]
 ISAS = ("portable", "avx2", "avx512")
 TESTS = sorted(path.stem for path in Path(__file__).parent.glob("test_*.cpp"))
-pytestmark = pytest.mark.xdist_group("cpp")  # one process builds
-
 PATH = sysconfig.get_path("scripts") + os.pathsep + os.environ["PATH"]
 
 
@@ -33,9 +32,12 @@ def build() -> Path:
         pytest.skip("needs the source tree")
     cmake, ninja = _tool("cmake"), _tool("ninja")
     folder = ROOT / "build" / "cpp-tests"
-    _run(cmake, "-S", ROOT, "-B", folder, "-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={ninja}", "-DESL_BUILD=cpu",
-         "-DESL_BUILD_PYTHON=OFF", "-DESL_BUILD_CPP_TESTS=ON")  # fmt: skip
-    _run(cmake, "--build", folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / ".lock", "w") as lock:  # of several test processes the first one builds
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        _run(cmake, "-S", ROOT, "-B", folder, "-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={ninja}", "-DESL_BUILD=cpu",
+             "-DESL_BUILD_PYTHON=OFF", "-DESL_BUILD_CPP_TESTS=ON")  # fmt: skip
+        _run(cmake, "--build", folder)
     return folder
 
 
