@@ -38,7 +38,7 @@ def test_words_without_a_gradient(mode):
 @pytest.mark.parametrize("mode,borders", [("reflect", (4, 0, 0, 0)), ("circular", (0, 0, 0, 5))])
 def test_a_border_wider_than_the_map_raises_as_in_torch(mode, borders):
     x = torch.ones(1, 2, 3, 4, 4)
-    with pytest.raises(RuntimeError, match="[Pp]adding"):
+    with pytest.raises(RuntimeError, match=r"[Pp]adding"):
         F.pad(x[0], borders, mode)
-    with pytest.raises(RuntimeError, match="[Pp]adding"):
+    with pytest.raises(RuntimeError, match=r"[Pp]adding"):
         pad_pixels(pack(x), borders, mode)
