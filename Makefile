@@ -26,10 +26,10 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/mypy
 
 test: lint
-	$(BIN)/pytest -m "not gpu and not slow"
+	$(BIN)/pytest -n auto --dist loadgroup -m "not gpu and not slow"
 
 test-all: lint
-	$(BIN)/pytest -m "not gpu"
+	$(BIN)/pytest -n auto --dist loadgroup -m "not gpu"
 
 gpu-check:
 	OUT="$(OUT)" $(PYTHON) benchmarks/gpu_check.py

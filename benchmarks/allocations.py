@@ -1,10 +1,12 @@
-"""What torch allocates while something runs."""
+"""What torch allocates while something runs, and what it keeps for backward."""
 
 from __future__ import annotations
 
 import weakref
+from collections.abc import Iterable
 
 import torch
+from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
@@ -40,3 +42,20 @@ class Allocations(TorchDispatchMode):
     def _freed(self, key: int, size: int) -> None:
         self._known.discard(key)
         self.live -= size
+
+
+def saved_for_backward(model: nn.Module, x: Tensor, known: Iterable[Tensor]) -> list[torch.UntypedStorage]:
+    """What one forward keeps for backward, each storage once, without those of ``known``."""
+    skip = {t.untyped_storage().data_ptr() for t in known}
+    kept: dict[int, torch.UntypedStorage] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in skip:
+            kept[storage.data_ptr()] = storage
+        return tensor.detach()  # an output that holds itself would never be freed
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        y = model(x)
+    del y
+    return list(kept.values())

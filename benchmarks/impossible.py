@@ -18,8 +18,9 @@ from torch import Tensor, nn
 import esl_sparse as esl
 
 from . import cases
+from .allocations import saved_for_backward
 from .cases import ImpossibleCase
-from .memory import MB, _bytes, saved_for_backward
+from .memory import MB, _bytes
 from .process import after_torch, reset_peak, status
 from .report import Report
 from .rewire import GIVE_BACK

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 import esl_sparse as esl
 
 from . import cases, networks
+from .allocations import saved_for_backward
 from .cases import MemoryCase, NetworkCase
 from .process import answer, reset_peak, status
 from .providers import LINEAR
@@ -98,23 +99,6 @@ MODELS = {
         esl.nn.TETLoss(),
     ),
 }
-
-
-def saved_for_backward(model: nn.Module, x: Tensor, known: Iterable[Tensor]) -> list[torch.UntypedStorage]:
-    """What one forward keeps for backward, each storage once, without those of ``known``."""
-    skip = {t.untyped_storage().data_ptr() for t in known}
-    kept: dict[int, torch.UntypedStorage] = {}
-
-    def pack(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in skip:
-            kept[storage.data_ptr()] = storage
-        return tensor.detach()  # an output that holds itself would never be freed
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        y = model(x)
-    del y
-    return list(kept.values())
 
 
 def train(workload: Workload, case: Any, provider: str, density: float, steps: int) -> dict:

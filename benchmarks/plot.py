@@ -155,6 +155,20 @@ def plot_memory(result: dict, path: Path) -> None:
     _finish(figure, [result], path)
 
 
+def plot_showcase(result: dict, path: Path) -> None:
+    """Test accuracy over training time."""
+    figure, axes = plt.subplots(figsize=(6, 4))
+    for row, colour in zip(_measured(result), ("#555555", "#a0a0a0", "#7fb3d5", "#1f77b4"), strict=False):
+        clock, _, accuracy = zip(*row["curve"], strict=True)
+        label = f"{row['variant']}: {row['samples']:,} samples, peak {row['peak'] / memory.MB:.0f} MB"
+        axes.plot(clock, [100 * value for value in accuracy], "o-", color=colour, markersize=4, label=label)
+    axes.set(xlabel="seconds of training", ylabel="test accuracy, %")
+    axes.set_title("SpikingJelly script on dvs-fashion-mnist", fontsize=9)
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=7)
+    _finish(figure, [result], path)
+
+
 def plot_overview(folder: Path, path: Path) -> None:
     """The README's plot: speed of the target case beside memory."""
     speed, space = load("linear", folder), load("memory", folder)
@@ -171,7 +185,13 @@ def plot_overview(folder: Path, path: Path) -> None:
     _finish(figure, [speed, space], path)
 
 
-PLOTS = {"linear": plot_linear, "lif": plot_lif, "memory": plot_memory, "memory-vggsnn": plot_memory}
+PLOTS = {
+    "linear": plot_linear,
+    "lif": plot_lif,
+    "memory": plot_memory,
+    "memory-vggsnn": plot_memory,
+    "showcase": plot_showcase,
+}
 
 
 def main(arguments: list[str] | None = None) -> None:

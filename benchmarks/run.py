@@ -1,4 +1,4 @@
-"""``python -m benchmarks.run linear | overhead | kernels | lif | memory | rewire | impossible | overlap | scan``.
+"""``python -m benchmarks.run NAME``: one of the benchmarks below, of which ``--help`` says what they measure.
 
 A complete run is stored as ``benchmarks/results/NAME.json``, a filtered or ``--quick`` one only where
 ``--output`` says.
@@ -27,6 +27,7 @@ from . import (
     rewire,
     saved,
     scan,
+    showcase,
     timing,
     vggsnn,
 )
@@ -47,6 +48,7 @@ BENCHMARKS = {
     "impossible": impossible,
     "overlap": overlap,
     "scan": scan,
+    "showcase": showcase,
 }
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 
 from . import cases, networks, training
-from .memory import MB, saved_for_backward
+from .allocations import saved_for_backward
+from .memory import MB
 from .report import Report
 
 HELP = "bytes that VGGSNN saves for backward: fused blocks against the unfused chain"

@@ -112,8 +112,10 @@ def beside_fastest(timings: Mapping[str, Timing], candidates: Iterable[str]) -> 
     """The fastest of some competitors, and all of them beside it."""
     name = min(candidates, key=lambda name: statistics.median(timings[name].seconds))
     seconds = timings[name].seconds
-    typical = [statistics.median(seconds)]
-    return name, {
-        other: Timing(timing.seconds, seconds if len(timing.seconds) == len(seconds) else typical)
-        for other, timing in timings.items()
-    }
+    typical = statistics.median(seconds)
+
+    def beside(other: list[float]) -> Timing:
+        """Round by round, unless one of the two was timed once only."""
+        return Timing(other, seconds if len(other) == len(seconds) else [typical] * len(other))
+
+    return name, {other: beside(timing.seconds) for other, timing in timings.items()}

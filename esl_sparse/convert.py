@@ -133,7 +133,8 @@ def sparsify(
             reasons[name] = f"the distribution gives it density {densities[name]:g}"
         else:
             layouts[name] = _layout(module, block_size)
-    counts = exact_counts([densities[name] for name in layouts], [lay.blocks for lay in layouts.values()])
+    shares = [min(1.0, densities[name]) for name in layouts]
+    counts = exact_counts(shares, [layout.blocks for layout in layouts.values()])
     new: dict[nn.Module, nn.Module] = {}
     for (name, layout), count in zip(layouts.items(), counts, strict=True):
         module = candidates[name]

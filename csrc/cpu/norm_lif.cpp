@@ -1,7 +1,7 @@
 // Op norm_lif. Memory-bound: forward reads 4 bytes a lane and writes a bit; backward reads 8 and writes 4, and once
 // more reads 8 and writes 4 where gradients pass through batch statistics. A step of a sample block starts at a vector
-// of 16 lanes, or of 8 where the padded batch is no multiple of 16. Products and sums are rounded separately (no
-// contraction), so spikes equal those of the plain torch loop.
+// of 16 lanes, or of 8 where the padded batch is no multiple of 16; neighbouring channels take a step together.
+// Products and sums are rounded separately (no contraction), so spikes equal those of the plain torch loop.
 #include "esl/norm_lif.h"
 
 #include <cstring>
@@ -12,13 +12,17 @@
 namespace esl::ESL_ISA {
 namespace {
 
-constexpr int64_t kAhead = 8;  // units
+constexpr int64_t kBlock = 16;  // neighbouring channels that take a step together
 
-// Where a lane of a unit stands.
+// Where a lane of a unit stands; the next unit follows one word or one panel later.
 struct Place {
   int64_t word, bit;
   Place(int64_t units, int64_t unit, int64_t lane) : word((lane >> 6) * units + unit), bit(lane & 63) {}
   int64_t panel() const { return word * kWord + bit; }
+  Place after(int64_t words) const { return {word + words, bit}; }
+
+ private:
+  Place(int64_t word, int64_t bit) : word(word), bit(bit) {}
 };
 
 // N lanes, 8 or 16; of 8, the upper lanes are zero.
@@ -26,14 +30,16 @@ template <int N>
 inline f32x16 load_lanes(const float* p) {
   return N == kLanes ? load(p) : load(p, N);
 }
-// The same, and fetch what a later unit will ask for: a step walks through as many streams as there are groups.
+// Each group is a stream of its own, and a line of 16 lanes is every fourth one of a panel: too much for the hardware
+// to foresee, so what the next block will touch is fetched.
 template <int N>
-inline f32x16 load_ahead(const float* p) {
-  __builtin_prefetch(p + kAhead * kWord);
+inline f32x16 load_panel(const float* p) {
+  __builtin_prefetch(p + kBlock * kWord);
   return load_lanes<N>(p);
 }
 template <int N>
-inline void store_lanes(float* p, f32x16 x) {
+inline void store_panel(float* p, f32x16 x) {
+  __builtin_prefetch(p + kBlock * kWord, 1);
   N == kLanes ? store(p, x) : store(p, x, N);
 }
 template <int N>
@@ -52,25 +58,22 @@ inline uint16_t valid_samples(const Lanes& lanes, int64_t b) {
   return static_cast<uint16_t>((1u << min(N, lanes.B - b)) - 1);
 }
 
-struct Affine {
-  f32x16 a[2], b[2];
-  Affine(const NormLifInput& in, int64_t c) {
-    for (int i = 0; i < 2; ++i) {
-      a[i] = set1(in.current[i].a ? in.current[i].a[c] : 1.f);
-      b[i] = set1(in.current[i].b ? in.current[i].b[c] : 0.f);
-    }
-  }
-};
-
 template <int N>
-ESL_INLINE f32x16 total(const NormLifInput& in, const Affine& norm, const Place& at) {
-  f32x16 x = norm.a[0] * load_ahead<N>(in.current[0].panel + at.panel()) + norm.b[0];
-  if (in.current[1].panel) x = x + (norm.a[1] * load_ahead<N>(in.current[1].panel + at.panel()) + norm.b[1]);
+ESL_INLINE f32x16 normalised(const AffineCurrent& current, int64_t c, int64_t at) {
+  const f32x16 x = load_panel<N>(current.panel + at);
+  return current.a ? set1(current.a[c]) * x + set1(current.b[c]) : x;
+}
+
+// What neurons of channel c integrate.
+template <int N>
+ESL_INLINE f32x16 total(const NormLifInput& in, int64_t c, const Place& at) {
+  f32x16 x = normalised<N>(in.current[0], c, at.panel());
+  if (in.current[1].panel) x = x + normalised<N>(in.current[1], c, at.panel());
   if (!in.planes) return x;
   const int64_t plane_words = in.shape.lanes.groups() * in.shape.units();
   f32x16 level = zero();
   for (int p = 0; p < in.planes; ++p)
-    level = add_where(level, load_bits<N>(in.residual + p * plane_words, at), set1(static_cast<float>(1 << p)));
+    level = add_where(level, load_bits<N>(in.residual, at.after(p * plane_words)), set1(static_cast<float>(1 << p)));
   return x + set1(in.residual_scale) * level;
 }
 
@@ -88,23 +91,26 @@ void forward(const NormLifForward& params) {
     const NormLifInput& in = p.in;
     const int64_t T = in.shape.lanes.T, padded = in.shape.lanes.padded(), lanes = T * padded, units = in.shape.units();
     const f32x16 tau = set1(in.neuron.tau), threshold = set1(in.neuron.v_threshold);
-    for (int64_t pixel = tile.pixel; pixel < tile.last_pixel; ++pixel)
-      for (int64_t c = tile.channel; c < tile.last_channel; ++c) {
-        const int64_t unit = pixel * in.shape.channels + c;
-        const Affine norm(in, c);
-        if (lanes % kWord) p.words[Place(units, unit, lanes).word] = 0;
-        for (int64_t b = 0; b < padded; b += N) {
-          const uint16_t valid = valid_samples<N>(in.shape.lanes, b);
-          f32x16 v = start(in.neuron);
-          for (int64_t t = 0; t < T; ++t) {
-            const Place at(units, unit, t * padded + b);
-            const f32x16 u = tau * v + total<N>(in, norm, at);
+    float v[kBlock * kLanes];
+    for_blocks(tile, kBlock, [&](int64_t pixel, int64_t c, int64_t n) {
+      const int64_t unit = pixel * in.shape.channels + c;
+      if (lanes % kWord)
+        for (int64_t j = 0; j < n; ++j) p.words[Place(units, unit + j, lanes).word] = 0;
+      for (int64_t b = 0; b < padded; b += N) {
+        const uint16_t valid = valid_samples<N>(in.shape.lanes, b);
+        for (int64_t j = 0; j < n; ++j) store(v + j * kLanes, start(in.neuron));
+        for (int64_t t = 0; t < T; ++t) {
+          const Place first(units, unit, t * padded + b);
+          for (int64_t j = 0; j < n; ++j) {
+            const Place at = first.after(j);
+            const f32x16 u = tau * load(v + j * kLanes) + total<N>(in, c + j, at);
             const uint16_t spikes = greater(u, threshold) & valid;
             store_bits<N>(p.words, at, spikes);
-            v = after_reset<Hard>(u, spikes, in.neuron);
+            store(v + j * kLanes, after_reset<Hard>(u, spikes, in.neuron));
           }
         }
       }
+    });
   });
 }
 
@@ -120,7 +126,7 @@ inline float* kept_g(const NormLifBackward& p) {
 
 // Parts of the scratch, as places in it: first the floats of each thread, which start at a cache line.
 struct Scratch {
-  int64_t own;          // floats of one thread: potentials [T, 16] and sums of a tile [3, channels, 16]
+  int64_t own;          // floats of one thread: potentials [T, kBlock, 16] and sums of a tile [3, channels, 16]
   int64_t sums;         // [tile rows, 3, C]: of g, of g * (current - mean) for both currents
   int64_t tau;          // [tile rows, tiles across]
   int64_t means, size;  // [3, C]: mean of g, slopes
@@ -128,7 +134,7 @@ struct Scratch {
   explicit Scratch(const NormLifBackward& p) {
     const PanelShape& s = p.in.shape;
     const Tiles tiles(s);
-    own = (s.lanes.T + 3 * tiles.channels) * kLanes;
+    own = (s.lanes.T * kBlock + 3 * tiles.channels) * kLanes;
     sums = threads_for(s, p.in.threads) * own / 2;
     tau = sums + tiles.rows * 3 * s.channels;
     means = tau + tiles.count();
@@ -136,29 +142,24 @@ struct Scratch {
   }
 };
 
-struct Coefficients : Affine {
-  f32x16 mean[2], mean_g, slope[2];
-
-  Coefficients(const NormLifBackward& p, int64_t c, const double* means) : Affine(p.in, c) {
-    mean_g = means ? set1(static_cast<float>(means[c])) : zero();
-    for (int i = 0; i < 2; ++i) {
-      mean[i] = p.norm[i].mean ? set1(p.norm[i].mean[c]) : zero();
-      slope[i] = means ? set1(static_cast<float>(means[(i + 1) * p.in.shape.channels + c])) : zero();
-    }
-  }
-};
-
-// Write the gradients that follow from g at N lanes of the panels; padding lanes get zero.
+// Write the gradients of channel c that follow from g at N lanes of the panels; padding lanes get zero.
 template <int N>
-ESL_INLINE void finish(const NormLifBackward& p, const Coefficients& k, int64_t at, uint16_t valid, f32x16 g) {
+ESL_INLINE void finish(const NormLifBackward& p, const double* means, int64_t c, int64_t at, uint16_t valid, f32x16 g) {
   for (int i = 0; i < 2; ++i) {
     const NormGradient& norm = p.norm[i];
     if (!norm.grad_current) continue;
     f32x16 grad = g;
-    if (norm.batch_stats) grad = g - k.mean_g - (load_lanes<N>(p.in.current[i].panel + at) - k.mean[i]) * k.slope[i];
-    store_lanes<N>(norm.grad_current + at, keep_where(valid, k.a[i] * grad));
+    if (means && norm.batch_stats) {
+      const f32x16 centred = load_lanes<N>(p.in.current[i].panel + at) - set1(norm.mean[c]);
+      const f32x16 slope = set1(static_cast<float>(means[(i + 1) * p.in.shape.channels + c]));
+      grad = g - set1(static_cast<float>(means[c])) - centred * slope;
+    }
+    if (p.in.current[i].a) grad = set1(p.in.current[i].a[c]) * grad;
+    store_panel<N>(norm.grad_current + at, keep_where(valid, grad));
   }
 }
+
+inline void add_to(float* sum, f32x16 x) { store(sum, load(sum) + x); }
 
 // The first pass: back through time.
 template <Surrogate kind, int N, bool Hard>
@@ -167,11 +168,9 @@ struct ThroughTime {
   const NormLifInput in;
   const LifNeuron n;
   const int64_t T, padded, lanes, units, pooled_units;
-  const f32x16 tau, threshold, share;
-  const float inverse;
   float* const whole;
   const bool wants_gx[2];
-  float* const potentials;  // [T, 16], before each reset
+  float* const potentials;  // [T, kBlock, 16], before each reset
   float* const sums;        // [3, channels of the tile, 16]
   const int64_t sums_stride;
 
@@ -184,63 +183,73 @@ struct ThroughTime {
         lanes(T * padded),
         units(in.shape.units()),
         pooled_units((in.shape.height / p.pool) * (in.shape.width / p.pool) * in.shape.channels),
-        tau(set1(n.tau)),
-        threshold(set1(n.v_threshold)),
-        share(set1(1.f / static_cast<float>(p.pool * p.pool))),
-        inverse(1.f / p.width),
         whole(kept_g(p)),
         wants_gx{through_stats(p.norm[0]) || p.norm[0].grad_gamma, through_stats(p.norm[1]) || p.norm[1].grad_gamma},
         potentials(own),
-        sums(own + T * kLanes),
+        sums(own + T * kBlock * kLanes),
         sums_stride((tile.last_channel - tile.channel) * kLanes) {}
 
-  ESL_INLINE void put(const Coefficients& k, int64_t at, uint16_t valid, f32x16 g) const {
-    if (whole) return store_lanes<N>(whole + at, g);
-    finish<N>(p, k, at, valid, g);
-    if (p.grad_residual) store_lanes<N>(p.grad_residual + at, g);
+  ESL_INLINE void put(int64_t c, int64_t at, uint16_t valid, f32x16 g) const {
+    if (whole) return store_panel<N>(whole + at, g);
+    finish<N>(p, nullptr, c, at, valid, g);
+    if (p.grad_residual) store_panel<N>(p.grad_residual + at, g);
   }
-  static ESL_INLINE void add(float* sum, f32x16 x) { store(sum, load(sum) + x); }
 
-  // N samples of a unit, all steps. grad_unit: of the pooled gradient, -1 where pooling drops the pixel.
-  ESL_INLINE void samples(int64_t unit, int64_t grad_unit, int64_t b, const Coefficients& k, float* channel_sums,
-                          f32x16& sum_tau) const {
+  // N samples of `count` channels from c on, all steps: potentials.
+  ESL_INLINE void forth(int64_t unit, int64_t c, int64_t count, int64_t b) const {
     const uint16_t valid = valid_samples<N>(in.shape.lanes, b);
-    f32x16 v = start(n);
+    const f32x16 tau = set1(n.tau);
+    float v[kBlock * kLanes];
+    for (int64_t j = 0; j < count; ++j) store(v + j * kLanes, start(n));
     for (int64_t t = 0; t < T; ++t) {
-      const Place at(units, unit, t * padded + b);
-      const f32x16 u = tau * v + keep_where(valid, total<N>(in, k, at));
-      store(potentials + t * kLanes, u);
-      v = after_reset<Hard>(u, load_bits<N>(p.words, at), n);
+      const Place first(units, unit, t * padded + b);
+      for (int64_t j = 0; j < count; ++j) {
+        const Place at = first.after(j);
+        const f32x16 u = tau * load(v + j * kLanes) + keep_where(valid, total<N>(in, c + j, at));
+        store(potentials + (t * kBlock + j) * kLanes, u);
+        store(v + j * kLanes, after_reset<Hard>(u, load_bits<N>(p.words, at), n));
+      }
     }
-    f32x16 grad_v = zero(), sum_g = zero(), sum_gx[2] = {zero(), zero()};
+  }
+
+  // And back: gradients. grad_unit: of the pooled gradient, -1 where pooling drops the pixel.
+  ESL_INLINE void back(int64_t unit, int64_t grad_unit, int64_t c, int64_t count, int64_t b, float* channel_sums,
+                       f32x16& sum_tau) const {
+    const uint16_t valid = valid_samples<N>(in.shape.lanes, b);
+    const f32x16 tau = set1(n.tau), threshold = set1(n.v_threshold);
+    const f32x16 share = set1(1.f / static_cast<float>(p.pool * p.pool));
+    const float inverse = 1.f / p.width;
+    float grad_v[kBlock * kLanes];
+    for (int64_t j = 0; j < count; ++j) store(grad_v + j * kLanes, zero());
     for (int64_t t = T - 1; t >= 0; --t) {
       const int64_t lane = t * padded + b;
-      const Place at(units, unit, lane);
-      const f32x16 u = load(potentials + t * kLanes);
-      f32x16 grad = zero();
-      if (grad_unit >= 0) grad = share * load_ahead<N>(p.grad + Place(pooled_units, grad_unit, lane).panel());
-      if (!p.detach_reset) grad = grad + grad_v * (Hard ? set1(n.v_reset) - u : set1(-n.v_threshold));
-      const auto silent = static_cast<uint16_t>(~load_bits<N>(p.words, at));
-      const f32x16 g =
-          grad * derivative<kind>(u - threshold, p.width, inverse) + (Hard ? keep_where(silent, grad_v) : grad_v);
-      grad_v = tau * g;
-      put(k, at.panel(), valid, g);
-      sum_g = sum_g + g;
-      for (int i = 0; i < 2; ++i) {
-        if (!wants_gx[i]) continue;
-        const f32x16 centred = load_lanes<N>(in.current[i].panel + at.panel()) - k.mean[i];
-        sum_gx[i] = sum_gx[i] + keep_where(valid, g * centred);
+      const Place first(units, unit, lane);
+      const float* const pooled = p.grad + Place(pooled_units, grad_unit, lane).panel();
+      for (int64_t j = 0; j < count; ++j) {
+        const Place at = first.after(j);
+        const f32x16 u = load(potentials + (t * kBlock + j) * kLanes), gv = load(grad_v + j * kLanes);
+        f32x16 grad = grad_unit < 0 ? zero() : share * load_panel<N>(pooled + j * kWord);
+        if (!p.detach_reset) grad = grad + gv * (Hard ? set1(n.v_reset) - u : set1(-n.v_threshold));
+        const auto silent = static_cast<uint16_t>(~load_bits<N>(p.words, at));
+        const f32x16 g =
+            grad * derivative<kind>(u - threshold, p.width, inverse) + (Hard ? keep_where(silent, gv) : gv);
+        store(grad_v + j * kLanes, tau * g);
+        add_to(channel_sums + j * kLanes, g);
+        for (int i = 0; i < 2; ++i) {
+          if (!wants_gx[i]) continue;
+          const f32x16 centred = load_lanes<N>(in.current[i].panel + at.panel()) - set1(p.norm[i].mean[c + j]);
+          add_to(channel_sums + (i + 1) * sums_stride + j * kLanes, keep_where(valid, g * centred));
+        }
+        put(c + j, at.panel(), valid, g);
+        if (!p.grad_tau) continue;
+        f32x16 before = start(n);
+        if (t > 0) {
+          const uint16_t spikes = load_bits<N>(p.words, Place(units, unit + j, lane - padded));
+          before = after_reset<Hard>(load(potentials + ((t - 1) * kBlock + j) * kLanes), spikes, n);
+        }
+        sum_tau = sum_tau + g * before;
       }
-      if (!p.grad_tau) continue;
-      f32x16 before = start(n);
-      if (t > 0) {
-        const uint16_t spikes = load_bits<N>(p.words, Place(units, unit, lane - padded));
-        before = after_reset<Hard>(load(potentials + (t - 1) * kLanes), spikes, n);
-      }
-      sum_tau = sum_tau + g * before;
     }
-    add(channel_sums, sum_g);
-    for (int i = 0; i < 2; ++i) add(channel_sums + (i + 1) * sums_stride, sum_gx[i]);
   }
 
   // Returns the tile's part of grad_tau; the other sums are left in `sums`.
@@ -248,20 +257,19 @@ struct ThroughTime {
     const PanelShape& s = in.shape;
     for (int64_t i = 0; i < 3 * sums_stride; i += kLanes) store(sums + i, zero());
     f32x16 sum_tau = zero();
-    for (int64_t pixel = tile.pixel; pixel < tile.last_pixel; ++pixel) {
+    for_blocks(tile, kBlock, [&](int64_t pixel, int64_t c, int64_t count) {
       const int64_t y = pixel / s.width / p.pool, x = pixel % s.width / p.pool;
       const bool dropped = y >= s.height / p.pool || x >= s.width / p.pool;
-      const int64_t grad_pixel = y * (s.width / p.pool) + x;
-      for (int64_t c = tile.channel; c < tile.last_channel; ++c) {
-        const int64_t unit = pixel * s.channels + c, grad_unit = dropped ? -1 : grad_pixel * s.channels + c;
-        const Coefficients k(p, c, nullptr);
-        for (int64_t b = 0; b < padded; b += N)
-          samples(unit, grad_unit, b, k, sums + (c - tile.channel) * kLanes, sum_tau);
-        // The rest of the last group: a multiple of N, as is the count of lanes.
-        for (int64_t lane = lanes; lane < s.lanes.groups() * kWord; lane += N)
-          put(k, Place(units, unit, lane).panel(), 0, zero());
+      const int64_t unit = pixel * s.channels + c;
+      const int64_t grad_unit = dropped ? -1 : (y * (s.width / p.pool) + x) * s.channels + c;
+      for (int64_t b = 0; b < padded; b += N) {
+        forth(unit, c, count, b);
+        back(unit, grad_unit, c, count, b, sums + (c - tile.channel) * kLanes, sum_tau);
       }
-    }
+      // The rest of the last group: a multiple of N, as is the count of lanes.
+      for (int64_t lane = lanes; lane < s.lanes.groups() * kWord; lane += N)
+        for (int64_t j = 0; j < count; ++j) put(c + j, Place(units, unit + j, lane).panel(), 0, zero());
+    });
     return sum(sum_tau);
   }
 };
@@ -314,14 +322,14 @@ void finish_all(const NormLifBackward& params, const float* whole) {
     const NormLifBackward p = params;
     const PanelShape& s = p.in.shape;
     const float* const source = whole;
+    const double* const numbers = means;
     for (int64_t group = 0; group < s.lanes.groups(); ++group) {
       const uint64_t valid = s.lanes.valid(group);
       for (int64_t pixel = tile.pixel; pixel < tile.last_pixel; ++pixel)
         for (int64_t c = tile.channel; c < tile.last_channel; ++c) {
-          const Coefficients k(p, c, means);
           const int64_t at = (group * s.units() + pixel * s.channels + c) * kWord;
           for (int q = 0; q < kWord; q += kLanes)
-            finish<kLanes>(p, k, at + q, static_cast<uint16_t>(valid >> q), load(source + at + q));
+            finish<kLanes>(p, numbers, c, at + q, static_cast<uint16_t>(valid >> q), load(source + at + q));
         }
     }
   });

@@ -49,7 +49,7 @@ _CONFIG: dict[str, tuple[Any, str]] = {
     "channels": (Sizes("-"), "Channels of the convnet's stages."),
     "structure": (
         click.Choice(STRUCTURES),
-        "Sparse layers: dense after all, masked, static or evolving sparse, or Deep R.",
+        "What sparse layers are: dense, masked, static or evolving blocks, or Deep R.",
     ),
     "density": (float, "Fraction of the weights that exist: the mlp's hidden layers', or all."),
     "distribution": (

@@ -23,16 +23,28 @@ _PAPER: dict[str, Any] = {
     "interval": 1000,
     "t_end": 2 / 3,
 }
-_FASHION = {**_PAPER, "model": "convnet", "density": 0.1, "T": 4, "epochs": 15, "interval": 200}
 _CIFAR = {**_PAPER, "model": "resnet19", "density": 0.5, "augment": "cifar"}  # Table 2: density .5
 # T, size and augmentation: TET. Density .1: Fig. 4.
 _DVS = {**_PAPER, "model": "vggsnn", "density": 0.1, "T": 10, "size": 48, "augment": "dvs"}
+# Our own, sized for two CPU cores: dense, the slowest structure, trains within half an hour. Rate and batch were chosen
+# on 20,000 images and 2 epochs: evolving, 86.4, 88.3 and 88.1 % at .001, .003 and .006. As many updates as the paper's
+# DVS runs have (about 30).
+_SMALL = {**_PAPER, "model": "convnet", "density": 0.1, "T": 4, "epochs": 10, "lr": 3e-3, "interval": 200}
 
 PRESETS: dict[str, dict[str, Any]] = {
     "cifar10-resnet19": {**_CIFAR, "data": "cifar10", "T": 2},
     "cifar100-resnet19": {**_CIFAR, "data": "cifar100", "T": 4},
     "dvs-cifar10-vggsnn": {**_DVS, "data": "dvs-cifar10", "split": "tet"},
-    "dvs-fashion-vggsnn": {**_DVS, "data": "dvs-fashion-mnist", "epochs": 10, "interval": 200},
-    "fashion-convnet": {**_FASHION, "data": "fashion-mnist"},
-    "dvs-fashion-convnet": {**_FASHION, "data": "dvs-fashion-mnist"},
+    # the paper's network where DVS-CIFAR10 is not at hand, at a seventh of the cost of its T and size
+    "dvs-fashion-vggsnn": {
+        **_DVS,
+        "data": "dvs-fashion-mnist",
+        "T": 4,
+        "size": 28,
+        "augment": "none",
+        "epochs": 10,
+        "interval": 200,
+    },
+    "fashion-convnet": {**_SMALL, "data": "fashion-mnist"},
+    "dvs-fashion-convnet": {**_SMALL, "data": "dvs-fashion-mnist"},
 }

@@ -108,7 +108,8 @@ def _seen_current(conv: Any, x: Any, T: int, B: int) -> Current:
     if isinstance(x, PackedSpikes) and isinstance(conv, SparseConv2d):
         panels = conv(x, currents=True)
     else:
-        panels = to_panels(conv(x).to(conv.values.dtype))
+        with torch.autocast(conv.values.device.type, enabled=False):
+            panels = to_panels(conv(x))
     return Current(Operands(panels if x.shape[0] == T else repeat_steps(panels, T, B)))
 
 

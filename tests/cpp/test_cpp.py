@@ -11,6 +11,8 @@ import pytest
 ROOT = Path(__file__).parents[2]
 ISAS = ("portable", "avx2", "avx512")
 TESTS = sorted(path.stem for path in Path(__file__).parent.glob("test_*.cpp"))
+pytestmark = pytest.mark.xdist_group("cpp")  # one process builds
+
 PATH = sysconfig.get_path("scripts") + os.pathsep + os.environ["PATH"]
 
 

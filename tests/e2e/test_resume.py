@@ -70,7 +70,7 @@ def test_same_bits_of_event_frames(tmp_path):
 
     frames = replace(digits, name="dvs-digits", train=moving(digits.train), test=moving(digits.test))
     config = replace(CONV, T=3, augment="dvs", interval=4, t_end=1.0)
-    assert_same_after_an_interrupt(config, frames, 11, tmp_path)
+    assert_same_after_an_interrupt(config, frames, 7, tmp_path)
 
 
 def assert_same_after_an_interrupt(config, digits, stop_after, tmp_path):

@@ -100,6 +100,8 @@ class Case:
             affine=self.norm != "plain",
             track_running_stats="batch" not in self.norm,
         )
+        if "untracked" in self.norm:
+            norm.track_running_stats = False  # as one does to freeze them
         with torch.no_grad():
             for tensor in norm.state_dict().values():
                 if tensor.is_floating_point():
@@ -143,7 +145,10 @@ def seed_of(case):
 
 
 class Truth:
-    """The unfused chain. ``grads`` by name: those of a block's parameters, ``x`` and ``residual``."""
+    """The unfused chain.
+
+    ``grads`` by name: those of a block's parameters, ``x`` and ``residual``; ``weights``: those of dense weights.
+    """
 
     def __init__(self, case, seed):
         block, leaves = case.block(seed), case.inputs(seed)
@@ -176,10 +181,11 @@ class Truth:
         self.cotangent = torch.randn(y.shape, generator=generator)
         grads = torch.autograd.grad(y, list(named.values()), self.cotangent.double(), materialize_grads=True)
         self.grads = dict(zip(named, grads, strict=True))
+        self.weights = {}
         for name, layer in {"conv": block.conv, "shortcut.0": block.shortcut and block.shortcut[0]}.items():
             if layer is not None:
-                weight = self.grads.pop(f"{name}.weight")
-                self.grads[f"{name}.values"] = block_entries(weight, layer)
+                self.weights[name] = self.grads.pop(f"{name}.weight")
+                self.grads[f"{name}.values"] = block_entries(self.weights[name], layer)
 
     def _part(self, conv, norm, x, conv_name, norm_name, named):
         """``norm(conv(x))``; notes the leaves."""
@@ -201,14 +207,15 @@ class Truth:
         return oracle.SURROGATES[self.case.surrogate](d, self.case.width)
 
 
-def block_entries(weight, layer):
-    """A dense gradient ``[out, in, ...]`` at the layer's blocks, ``[nnzb, bm, bn]``; zeros overhang."""
+def block_entries(weight, layer, ids=None):
+    """A dense weight ``[out, in, ...]`` at blocks, by default the layer's own: ``[n, bm, bn]``; zeros overhang."""
     weight = weight.reshape(*weight.shape[:2], -1)  # taps last
     groups, (bm, bn) = getattr(layer, "groups", 1), layer.block_size
     of_group, channels, taps = weight.shape[0] // groups, weight.shape[1], weight.shape[2]
     rows, cols = -(-of_group // bm), -(-channels // bn)
-    entries = torch.zeros(layer.topology.nnzb, bm, bn, dtype=weight.dtype)
-    for place, block in enumerate(layer.topology.block_ids().tolist()):
+    ids = layer.topology.block_ids().tolist() if ids is None else ids
+    entries = torch.zeros(len(ids), bm, bn, dtype=weight.dtype)
+    for place, block in enumerate(ids):
         row, (tap, col) = block // (taps * cols), divmod(block % (taps * cols), cols)
         first, top = row // rows * of_group, row % rows * bm
         part = weight[first + top : first + min(top + bm, of_group), col * bn : (col + 1) * bn, tap]
@@ -260,9 +267,9 @@ def distances(model):
     found = []
 
     def note(lif, args, _):
-        v = 0.0
+        v, tau = 0.0, torch.as_tensor(lif.tau).detach()
         for current in args[0].detach():
-            u = float(lif.tau) * v + current
+            u = tau * v + current
             found.append(float((u - lif.v_threshold).abs().min()))
             s = (u > lif.v_threshold).to(u.dtype)
             v = u - s * lif.v_threshold if lif.v_reset is None else (1 - s) * u + s * lif.v_reset
@@ -271,3 +278,20 @@ def distances(model):
     yield found
     for handle in handles:
         handle.remove()
+
+
+def saved_bytes(model, x):
+    """The output, and the bytes that backward keeps beside parameters and buffers, each storage once."""
+    own = {t.untyped_storage().data_ptr() for t in (*model.parameters(), *model.buffers())}
+    kept = {}
+
+    def keep(tensor):
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            # The tensor is kept alive, so that no address comes twice; an expanded one may be copied by such hooks.
+            kept[storage.data_ptr()] = (max(storage.nbytes(), tensor.nbytes), tensor)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        y = model(x)
+    return y, sum(nbytes for nbytes, _ in kept.values())

@@ -4,6 +4,7 @@ import itertools
 
 import pytest
 import torch
+from torch.nn import functional as F
 
 import esl_sparse as esl
 from esl_sparse.functional import pack
@@ -24,6 +25,8 @@ NORMS = [
         ("plain eval", 0.1),
         ("batch", 0.1),
         ("batch eval", 0.1),
+        ("untracked", 0.1),
+        ("untracked eval", 0.1),
         ("none", 0.1),
     )
 ]
@@ -147,7 +150,7 @@ def test_hooks_on_the_convolutions_see_the_currents(case, kind):
     block = check(case, prepare=watch)
     assert block.is_fused and len(calls) == (2 if case.shortcut else 1)
     if kind == "forward" and not case.linear and "packed" in case.x:
-        panels, _ = calls[0][2]
+        panels = calls[0][2]
         assert panels.shape[-1] == 64 and panels.requires_grad
 
 
@@ -196,6 +199,20 @@ def test_a_norm_that_is_no_batch_norm():
     x = (torch.rand(3, 5, 5, 6, 5) < 0.4).float()
     current = block.norm(block.conv(x).flatten(0, 1)).view(3, 5, 6, 6, 5)
     assert not block.is_fused and torch.equal(block(pack(x)), block.lif(current))
+
+
+@pytest.mark.parametrize("static", [False, True])
+def test_one_dimension(static):
+    """Convolutions in one dimension are not fused."""
+    block = esl.nn.SpikingBlock(
+        esl.nn.SparseConv1d(4, 6, 3, density=0.5), torch.nn.BatchNorm1d(6), esl.nn.LIF()
+    )
+    x = torch.rand(5, 4, 8)
+    steps = x.expand(3, *x.shape) if static else torch.rand(3, 5, 4, 8)
+    dense = block.conv.to_dense()
+    current = F.batch_norm(dense(steps.flatten(0, 1)), None, None, training=True).view(3, 5, 6, 6)
+    assert not block.is_fused
+    torch.testing.assert_close(block(steps), block.lif(current))
 
 
 def test_parts_that_know_time_are_unwrapped():

@@ -212,6 +212,14 @@ def test_convolutions_of_blocks_are_made_of_blocks_even_where_nothing_is_pruned(
     assert not any(block.is_fused for block in blocks)
 
 
+def test_a_distribution_that_gives_more_than_everything():
+    model = cnn()
+    esl.sparsify(model, 0.5, distribution=lambda shapes, density: [1.5, 0.5, 0.25, 2.0])
+    layouts = [block.conv.topology.layout.blocks for block in model.blocks]
+    counts = [block.conv.topology.nnzb for block in model.blocks]
+    assert counts == [layouts[0], layouts[1] // 2, layouts[2] // 4]
+
+
 def test_excluded_convolutions_of_a_block_leave_it_unfused():
     model = cnn()
     report = {row.name: row for row in esl.sparsify(model, 0.3, exclude=["blocks.1"]).layers}

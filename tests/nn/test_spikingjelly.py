@@ -1,15 +1,19 @@
 """SpikingJelly's networks become sparse, in both of its step modes, and dense again."""
 
 import copy
+from pathlib import Path
 
 import pytest
 import torch
 
 import esl_sparse as esl
+from esl_sparse.data import Dataset, Split
 
 pytest.importorskip("spikingjelly", reason="SpikingJelly is not installed")
 
 from spikingjelly.activation_based import functional, layer, neuron, surrogate
+
+EXAMPLE = Path(__file__).parents[2] / "examples" / "spikingjelly_three_lines.py"
 
 
 def network(mode):
@@ -103,3 +107,25 @@ def test_subclasses_of_its_layers_stay_dense():
 def test_a_model_that_is_a_layer():
     with pytest.raises(ValueError, match=r"SparseConv2d\.from_dense"):
         esl.sparsify(layer.Conv2d(2, 8, 3), 0.4)
+
+
+@pytest.mark.skipif(not EXAMPLE.exists(), reason="no examples here: an installed package is tested")
+@pytest.mark.parametrize("sparse", [True, False])
+@pytest.mark.filterwarnings("ignore:t_end=")
+def test_the_example_with_and_without_its_three_lines(sparse, capsys):
+    lines = EXAMPLE.read_text().splitlines()
+    marked = [line for line in lines if line.endswith("# +")]
+    assert [line.split("(")[0].split(" = ")[-1].strip() for line in marked] == [
+        "esl.sparsify",
+        "esl.Rewirer",
+        "rewirer.step",
+    ]
+    script = {"__name__": "example"}
+    exec("\n".join(line for line in lines if sparse or line not in marked), script)
+    split = Split(
+        torch.randint(2, (40, 2, 2, 8, 8), dtype=torch.uint8), torch.arange(40) % 10, torch.Tensor.float
+    )
+    model = script["network"]((4, 8, 8, 8), size=8)
+    script["main"](Dataset("noise", "here", split, split, 10), model)
+    assert "epoch 0: test accuracy" in capsys.readouterr().out
+    assert any(isinstance(module, esl.nn.SparseConv2d) for module in model) == sparse

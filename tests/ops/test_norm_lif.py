@@ -1,11 +1,8 @@
 import itertools
-from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 
 from esl_sparse import arena
 from esl_sparse.functional import lif
@@ -22,170 +19,11 @@ from esl_sparse.ops.norm_lif import (
 
 from .. import oracle
 from ..conftest import available
+from .norm_lif_cases import Case, Problem, panel, problem, rows
 
 pytestmark = pytest.mark.usefixtures("poison")
 
-ALL = (1 << len(GRADIENTS)) - 1
 NATIVE = [b for b in available() if b.startswith("native")]
-
-
-@dataclass(frozen=True)
-class Case:
-    T: int
-    B: int
-    C: int
-    H: int = 1
-    W: int = 1
-    norm: str = "train"  # train, eval, plain (train without gamma and beta), none
-    norm2: str = ""  # of a second current; "": there is none
-    planes: int = 0  # of the residual
-    pool: int = 1
-    v_reset: float | None = 0.0
-    surrogate: str = "triangle"
-    width: float = 1.0
-    detach_reset: bool = False
-    tau: float = 0.625
-    rate: float = 0.5  # share of the residual's bits
-
-    scale = 0.25
-    v_threshold = 0.75
-
-
-def panel(x, T, B, padding=np.nan):
-    """``[T, B, C, H, W]`` -> panel, garbage in the padding lanes."""
-    panels = np.moveaxis(oracle.to_panels(x.numpy()), 4, 1).copy()
-    panels[oracle.padding_lanes(T, B)] = padding
-    return torch.from_numpy(np.ascontiguousarray(np.moveaxis(panels, 1, 4)))
-
-
-def rows(panels, T, B):
-    return torch.from_numpy(oracle.from_panels(panels.numpy(), T, B))
-
-
-class Problem:
-    """Random inputs in float32 as [T, B, C, H, W], and float64 autograd through PyTorch's batch norm, the loop over
-    time and PyTorch's pooling."""
-
-    def __init__(self, case, seed):
-        self.case = c = case
-        generator = torch.Generator().manual_seed(seed)
-        randn = partial(torch.randn, generator=generator)
-        self.shape = (c.T, c.B, c.C, c.H, c.W)
-        kinds = [c.norm, c.norm2] if c.norm2 else [c.norm]
-        self.currents = [randn(self.shape) * 1.5 + 0.5 for _ in kinds]
-        self.params = [
-            (0.5 + torch.rand(c.C, generator=generator), randn(c.C) * 0.3)
-            if kind in ("train", "eval")
-            else (None, None)
-            for kind in kinds
-        ]
-        self.stats = [self._statistics(k, x, randn) for k, x in zip(kinds, self.currents, strict=True)]
-        self.levels = (torch.rand(c.planes, *self.shape, generator=generator) < c.rate).long()
-        self.levels = sum((bit << p for p, bit in enumerate(self.levels)), torch.zeros(self.shape).long())
-        self.cotangent = randn(c.T, c.B, c.C, c.H // c.pool, c.W // c.pool)
-        self._autograd(kinds)
-
-    def _statistics(self, kind, x, randn):
-        C = self.case.C
-        if kind == "eval":
-            return randn(C) * 0.5, (randn(C) * 0.2).exp()
-        if kind == "none":
-            return None, None
-        if not x.numel():
-            return torch.zeros(C), torch.ones(C)
-        x = x.double().transpose(0, 2).flatten(1)
-        return x.mean(1), (x.var(1, correction=0) + 1e-5).rsqrt()
-
-    def _autograd(self, kinds):
-        c = self.case
-        leaves = {"tau": torch.tensor(c.tau).double().requires_grad_()}
-        total = 0
-        for i, kind in enumerate(kinds):
-            end = "2" if i else ""
-            x = leaves["current" + end] = self.currents[i].double().requires_grad_()
-            if kind == "none":
-                total = total + x
-                continue
-            C = c.C
-            ones_zeros = (torch.ones(C), torch.zeros(C))
-            gamma, beta = ones_zeros if self.params[i][0] is None else self.params[i]
-            gamma = leaves["gamma" + end] = gamma.double().requires_grad_()
-            beta = leaves["beta" + end] = beta.double().requires_grad_()
-            if kind == "eval":
-                mean, rstd = (t.double() for t in self.stats[i])
-                y = F.batch_norm(x.flatten(0, 1), mean, rstd**-2, gamma, beta, training=False, eps=0)
-            else:
-                y = F.batch_norm(x.flatten(0, 1), None, None, gamma, beta, training=True, eps=1e-5)
-            total = total + y.view(x.shape)
-        if c.planes:
-            leaves["residual"] = (self.levels.double() * c.scale).requires_grad_()
-            total = total + leaves["residual"]
-        self.margin = torch.inf
-
-        def derivative(d):
-            edge = c.width / 2 if c.surrogate == "rectangle" else 0
-            away = torch.cat([d.abs(), (d.abs() - edge).abs()]).detach()
-            self.margin = min(self.margin, float(away.min()) if away.numel() else torch.inf)
-            return oracle.SURROGATES[c.surrogate](d, c.width)
-
-        v = torch.full(self.shape[1:], c.v_reset or 0.0).double()
-        self.spikes, _ = oracle.lif(
-            total, v, leaves["tau"], c.v_threshold, c.v_reset, derivative, c.detach_reset
-        )
-        pooled = F.avg_pool2d(self.spikes.flatten(0, 1), c.pool) if c.pool > 1 else self.spikes.flatten(0, 1)
-        cotangent = self.cotangent.double().flatten(0, 1)
-        grads = torch.autograd.grad(pooled, list(leaves.values()), cotangent, materialize_grads=True)
-        self.grads = dict(zip(leaves, grads, strict=True))
-        self.needs = sum(1 << i for i, name in enumerate(GRADIENTS) if name in self.grads)
-
-    def forward_arguments(self, dtype=torch.float32):
-        c, to = self.case, partial(_to, dtype=dtype)
-        affines = [affine(*map(to, (*s, *p))) for s, p in zip(self.stats, self.params, strict=True)]
-        panels = [panel(to(x), c.T, c.B) for x in self.currents]
-        return Forward(
-            panels[0],
-            torch.tensor(c.tau, dtype=dtype),
-            c.T,
-            c.B,
-            c.v_threshold,
-            c.v_reset,
-            *affines[0],
-            *((panels[1], *affines[1]) if c.norm2 else (None, None, None)),
-            torch.from_numpy(oracle.pack(self.levels.numpy(), c.planes)) if c.planes else None,
-            c.scale,
-        )
-
-    def backward_arguments(self, words, dtype=torch.float32, needs=None):
-        c, forward, to = self.case, self.forward_arguments(dtype), partial(_to, dtype=dtype)
-        norms = [
-            (*map(to, (*s, *p)), kind in ("train", "plain"))
-            for s, p, kind in zip(self.stats, self.params, (c.norm, c.norm2), strict=False)
-        ]
-        return Backward(
-            panel(to(self.cotangent), c.T, c.B, padding=0),
-            words,
-            forward.current,
-            *forward[1:6],
-            self.needs if needs is None else needs,
-            *norms[0],
-            forward.current2,
-            *(norms[1] if c.norm2 else (None, None, None, None, False)),
-            forward.residual,
-            c.scale,
-            c.pool,
-            c.surrogate,
-            c.width,
-            c.detach_reset,
-        )
-
-
-def _to(x, dtype):
-    return None if x is None else x.to(dtype)
-
-
-def problem(case):
-    """The first seed whose potentials keep a distance from the threshold: there float32 and float64 agree."""
-    return next(p for seed in itertools.count() if (p := Problem(case, seed)).margin > 1e-5)
 
 
 def check(case, dtype=torch.float32, tolerance=2e-5):
@@ -392,38 +230,6 @@ def test_large_results_come_from_the_arena(backend):
     assert arena.lent == lent + 1
     del grads
     assert arena.lent == lent
-
-
-# Statistics
-
-
-@pytest.mark.parametrize("T,B", [(1, 1), (1, 7), (2, 5), (3, 8), (4, 20), (5, 33), (2, 64)])
-@pytest.mark.parametrize("C,H,W", [(1, 1, 1), (3, 2, 3), (70, 5, 7)])
-@pytest.mark.parametrize("centre,spread", [(0, 1), (1000, 1), (-1e6, 1), (3, 1e-3)])
-def test_panel_stats(backend, T, B, C, H, W, centre, spread):
-    x = torch.randn(T, B, C, H, W) * spread + centre
-    mean, variance = panel_stats(panel(x, T, B), T, B)
-    flat = x.double().transpose(0, 2).flatten(1)
-    torch.testing.assert_close(mean, flat.mean(1), rtol=1e-12, atol=3e-7 * spread)
-    torch.testing.assert_close(variance, flat.var(1, correction=0), rtol=2e-6, atol=0)
-
-
-def test_panel_stats_of_an_outlier(backend):
-    """One huge value first does not blur the variance of the rest."""
-    x = torch.randn(2, 5, 2, 4, 5)
-    x[0, 0, 0, 0, 0] = 1e4
-    _, variance = panel_stats(panel(x, 2, 5), 2, 5)
-    torch.testing.assert_close(
-        variance, x.double().transpose(0, 2).flatten(1).var(1, correction=0), rtol=1e-6, atol=0
-    )
-
-
-def test_panel_stats_of_nothing_and_of_nan(backend):
-    assert panel_stats(torch.empty(0, 2, 3, 4, 64), 3, 0).isnan().all()
-    assert panel_stats(torch.empty(1, 0, 3, 4, 64), 3, 5).isnan().all()
-    x = torch.randn(2, 5, 3, 2, 2)
-    x[1, 3, 1, 0, 1] = torch.nan
-    assert panel_stats(panel(x, 2, 5), 2, 5).isnan().any(0).tolist() == [False, True, False]
 
 
 def test_affine():

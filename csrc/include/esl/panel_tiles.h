@@ -52,4 +52,11 @@ void for_tiles(const PanelShape& s, int threads, F f) {
   });
 }
 
+// f(pixel, c, n) for the channels c .. c + n - 1 of a tile's pixels, n <= block.
+template <class F>
+ESL_INLINE void for_blocks(const Tile& tile, int64_t block, F f) {
+  for (int64_t pixel = tile.pixel; pixel < tile.last_pixel; ++pixel)
+    for (int64_t c = tile.channel; c < tile.last_channel; c += block) f(pixel, c, min(block, tile.last_channel - c));
+}
+
 }  // namespace esl::ESL_ISA
