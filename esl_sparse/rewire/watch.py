@@ -93,7 +93,9 @@ class Watch:
             [] if self._found is None else [self._found.topology, self._found.score, self._found.active_score]
         )
         tree = [self._kept, found, self._sum, self._average, self._active_average]
-        return sum(leaf.nbytes for leaf in tree_leaves(tree) if isinstance(leaf, Tensor))
+        # A carrier is an element that looks like a panel.
+        storages = [leaf.untyped_storage() for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
+        return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
 
     # During backward
 

@@ -64,6 +64,7 @@ CASES = {
 # kind of input -> (planes, scale); float inputs have no planes
 KINDS = {
     "binary": (1, 1.0),
+    "halves": (1, 0.5),
     "levels2": (2, 1.0),
     "levels3": (3, 0.25),
     "levels4": (4, 0.5),

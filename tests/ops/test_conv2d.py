@@ -38,6 +38,7 @@ VARIANTS = [
     ("binary", "maps"),
     ("binary", "packed"),
     ("binary", "panels"),
+    ("halves", "packed"),
     ("levels2", "panels"),
     ("levels3", "maps"),
     ("levels4", "packed"),
@@ -53,7 +54,9 @@ def pairs(dtype):
 
 @pytest.mark.parametrize("backend", BACKENDS, indirect=True)
 @pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize("kind,form", [("binary", "panels"), ("levels3", "packed"), ("float", "maps")])
+@pytest.mark.parametrize(
+    "kind,form", [("binary", "panels"), ("halves", "packed"), ("levels3", "maps"), ("float", "maps")]
+)
 def test_agrees_with_torch(backend, case, kind, form):
     check(CASES[case], kind, form, "float32")
 
@@ -77,7 +80,7 @@ def test_agrees_with_torch_in_every_precision(backend, case, kind, form, dtype):
 @pytest.mark.parametrize("backend", NATIVE, indirect=True)
 def test_every_spike_kernel(backend, case, kernel):
     """Where tables can be used at all, both ways are right."""
-    kind, form = VARIANTS[list(CASES).index(case) % 5]
+    kind, form = VARIANTS[list(CASES).index(case) % 6]
     native.set_spike_kernel(kernel)
     try:
         check(CASES[case], kind, form, "float32")

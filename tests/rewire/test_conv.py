@@ -179,6 +179,19 @@ def test_every_rule_keeps_the_number_of_blocks(name, grow):
     torch.testing.assert_close(module(x), module.to_dense()(x))
 
 
+@pytest.mark.parametrize("packed", [False, True])
+def test_what_is_kept_of_a_call_is_counted(packed):
+    """Bits of the input and the gradient's panels; a carrier is one element, however large it looks."""
+    module = layer("4x4")
+    x, grad = data(module, "spikes", 2, 5)
+    optimizer = torch.optim.SGD(module.parameters(), 0.01)
+    rewirer = esl.Rewirer(module, optimizer, grow="gradient", interval=1, t_end=9)
+    module(given(module, x) if packed else x).backward(grad)
+    words, panels = 6 * 6 * 5 * 8, 8 * 6 * 5 * 64 * 4
+    (watched,) = rewirer.watched_bytes.values()
+    assert watched == words + panels + 4
+
+
 def step(model, optimizer, rewirer, x):
     """Peak bytes of backward, and of the update."""
     optimizer.zero_grad()
