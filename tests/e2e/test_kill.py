@@ -195,19 +195,15 @@ def test_the_command_killed_from_outside(fork, tmp_path):
     alone, run = tmp_path / "alone", tmp_path / "killed"
     whole = fork(command, "train", *options, "--epochs", SMALL["epochs"], "--run-dir", alone)
     arguments, generator = [*options, "--epochs", SMALL["epochs"], "--run-dir", run], random.Random(0)
-    for file in (
-        "config.json",
-        "checkpoint.pt",
-        "checkpoint.pt",
-    ):  # before the first checkpoint, and after one
-        before = _written(run / file)
+    for file in ("config.json", "checkpoint.pt", "checkpoint.pt"):  # before the first checkpoint, and after one
         process = fork(command, "train", *arguments)
-        _wait_until(lambda file=file, before=before: _written(run / file) != before, process)
+        _wait_until_written(run / file, process)
         time.sleep(generator.uniform(0, 0.2))
         process.kill()
         process.join()
         if (run / "result.json").exists():
             break  # it was faster; the comparison holds all the same
+        assert process.exitcode == -signal.SIGKILL
         arguments = ["--resume", run]
     else:
         ends(fork(command, "train", *arguments), 0)
@@ -227,8 +223,9 @@ def _written(file):
     return file.stat().st_mtime_ns if file.exists() else None
 
 
-def _wait_until(condition, process):
-    deadline = time.monotonic() + 60
-    while not condition():
-        assert process.is_alive() and time.monotonic() < deadline
+def _wait_until_written(file, process):
+    """Or until the run has ended: one that was killed after its last checkpoint has none left to write."""
+    before, deadline = _written(file), time.monotonic() + 60
+    while process.is_alive() and _written(file) == before:
+        assert time.monotonic() < deadline
         time.sleep(0.005)
