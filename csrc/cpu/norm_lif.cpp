@@ -1,5 +1,6 @@
-// Op norm_lif. Memory-bound: forward reads 4 bytes a lane and writes a bit; backward reads 8 and writes 4, and once
-// more reads 8 and writes 4 where gradients pass through batch statistics. A step of a sample block starts at a vector
+// Op norm_lif. Memory-bound: forward reads 4 bytes a lane and writes a bit; backward reads 8 and writes 4, in place of
+// the current; where gradients pass through batch statistics, a pass before it reads 8 for their sums. What that pass
+// finds on its way is found again, not kept: it would be another panel. A step of a sample block starts at a vector
 // of 16 lanes, or of 8 where the padded batch is no multiple of 16; neighbouring channels take a step together.
 // Products and sums are rounded separately (no contraction), so spikes equal those of the plain torch loop.
 #include "esl/norm_lif.h"
@@ -118,11 +119,12 @@ void forward(const NormLifForward& params) {
 // else a * (g - mean(g) - (current - mean) * slope) with slope = rstd^2 * mean(g * (current - mean)).
 inline bool through_stats(const NormGradient& norm) { return norm.batch_stats && norm.grad_current; }
 
-// Where the first pass leaves g for a second one; null where it can finish the gradients itself.
-inline float* kept_g(const NormLifBackward& p) {
-  if (!through_stats(p.norm[0]) && !through_stats(p.norm[1])) return nullptr;
-  return p.grad_residual ? p.grad_residual : p.norm[0].grad_current ? p.norm[0].grad_current : p.norm[1].grad_current;
-}
+// What a pass back through time is for.
+enum class Pass {
+  sums,       // over each channel
+  gradients,  // of the currents, from the sums of the pass before
+  both,       // gradients that need no sums, and sums
+};
 
 // Parts of the scratch, as places in it: first the floats of each thread, which start at a cache line.
 struct Scratch {
@@ -142,14 +144,16 @@ struct Scratch {
   }
 };
 
-// Write the gradients of channel c that follow from g at N lanes of the panels; padding lanes get zero.
+// Write the gradients of channel c that follow from g at N lanes of the panels, each over its current; padding lanes
+// get zero.
 template <int N>
-ESL_INLINE void finish(const NormLifBackward& p, const double* means, int64_t c, int64_t at, uint16_t valid, f32x16 g) {
+ESL_INLINE void put(const NormLifBackward& p, const double* means, int64_t c, int64_t at, uint16_t valid, f32x16 g) {
+  if (p.grad_residual) store_panel<N>(p.grad_residual + at, keep_where(valid, g));
   for (int i = 0; i < 2; ++i) {
     const NormGradient& norm = p.norm[i];
     if (!norm.grad_current) continue;
     f32x16 grad = g;
-    if (means && norm.batch_stats) {
+    if (norm.batch_stats) {
       const f32x16 centred = load_lanes<N>(p.in.current[i].panel + at) - set1(norm.mean[c]);
       const f32x16 slope = set1(static_cast<float>(means[(i + 1) * p.in.shape.channels + c]));
       grad = g - set1(static_cast<float>(means[c])) - centred * slope;
@@ -161,14 +165,15 @@ ESL_INLINE void finish(const NormLifBackward& p, const double* means, int64_t c,
 
 inline void add_to(float* sum, f32x16 x) { store(sum, load(sum) + x); }
 
-// The first pass: back through time.
-template <Surrogate kind, int N, bool Hard>
+// Back through time.
+template <Surrogate kind, int N, bool Hard, Pass pass>
 struct ThroughTime {
+  static constexpr bool kSums = pass != Pass::gradients, kPuts = pass != Pass::sums;
   const NormLifBackward p;
   const NormLifInput in;
   const LifNeuron n;
   const int64_t T, padded, lanes, units, pooled_units;
-  float* const whole;
+  const double* const means;  // of all tiles
   const bool wants_gx[2];
   float* const potentials;  // [T, kBlock, 16], before each reset
   float* const sums;        // [3, channels of the tile, 16]
@@ -183,17 +188,11 @@ struct ThroughTime {
         lanes(T * padded),
         units(in.shape.units()),
         pooled_units((in.shape.height / p.pool) * (in.shape.width / p.pool) * in.shape.channels),
-        whole(kept_g(p)),
+        means(p.scratch + Scratch(p).means),
         wants_gx{through_stats(p.norm[0]) || p.norm[0].grad_gamma, through_stats(p.norm[1]) || p.norm[1].grad_gamma},
         potentials(own),
         sums(own + T * kBlock * kLanes),
         sums_stride((tile.last_channel - tile.channel) * kLanes) {}
-
-  ESL_INLINE void put(int64_t c, int64_t at, uint16_t valid, f32x16 g) const {
-    if (whole) return store_panel<N>(whole + at, g);
-    finish<N>(p, nullptr, c, at, valid, g);
-    if (p.grad_residual) store_panel<N>(p.grad_residual + at, g);
-  }
 
   // N samples of `count` channels from c on, all steps: potentials.
   ESL_INLINE void forth(int64_t unit, int64_t c, int64_t count, int64_t b) const {
@@ -234,14 +233,16 @@ struct ThroughTime {
         const f32x16 g =
             grad * derivative<kind>(u - threshold, p.width, inverse) + (Hard ? keep_where(silent, gv) : gv);
         store(grad_v + j * kLanes, tau * g);
-        add_to(channel_sums + j * kLanes, g);
-        for (int i = 0; i < 2; ++i) {
-          if (!wants_gx[i]) continue;
-          const f32x16 centred = load_lanes<N>(in.current[i].panel + at.panel()) - set1(p.norm[i].mean[c + j]);
-          add_to(channel_sums + (i + 1) * sums_stride + j * kLanes, keep_where(valid, g * centred));
+        if constexpr (kSums) {
+          add_to(channel_sums + j * kLanes, g);
+          for (int i = 0; i < 2; ++i) {
+            if (!wants_gx[i]) continue;
+            const f32x16 centred = load_lanes<N>(in.current[i].panel + at.panel()) - set1(p.norm[i].mean[c + j]);
+            add_to(channel_sums + (i + 1) * sums_stride + j * kLanes, keep_where(valid, g * centred));
+          }
         }
-        put(c + j, at.panel(), valid, g);
-        if (!p.grad_tau) continue;
+        if constexpr (kPuts) put<N>(p, means, c + j, at.panel(), valid, g);
+        if (!kSums || !p.grad_tau) continue;
         f32x16 before = start(n);
         if (t > 0) {
           const uint16_t spikes = load_bits<N>(p.words, Place(units, unit + j, lane - padded));
@@ -267,25 +268,27 @@ struct ThroughTime {
         back(unit, grad_unit, c, count, b, sums + (c - tile.channel) * kLanes, sum_tau);
       }
       // The rest of the last group: a multiple of N, as is the count of lanes.
-      for (int64_t lane = lanes; lane < s.lanes.groups() * kWord; lane += N)
-        for (int64_t j = 0; j < count; ++j) put(c + j, Place(units, unit + j, lane).panel(), 0, zero());
+      for (int64_t lane = lanes; kPuts && lane < s.lanes.groups() * kWord; lane += N)
+        for (int64_t j = 0; j < count; ++j) put<N>(p, means, c + j, Place(units, unit + j, lane).panel(), 0, zero());
     });
     return sum(sum_tau);
   }
 };
 
-template <Surrogate kind, int N, bool Hard>
+template <Surrogate kind, int N, bool Hard, Pass pass>
 void through_time(const NormLifBackward& p) {
   const PanelShape& s = p.in.shape;
   const Scratch at(p);
   const Tiles tiles(s);
   for_tiles(s, p.in.threads, [&](const Tile& tile, int64_t thread) {
-    const ThroughTime<kind, N, Hard> pass(p, tile, reinterpret_cast<float*>(p.scratch) + thread * at.own);
-    p.scratch[at.tau + tile.row * tiles.across + tile.channel / tiles.channels] = pass.run(tile);
+    const ThroughTime<kind, N, Hard, pass> run(p, tile, reinterpret_cast<float*>(p.scratch) + thread * at.own);
+    const float tau = run.run(tile);
+    if (pass == Pass::gradients) return;
+    p.scratch[at.tau + tile.row * tiles.across + tile.channel / tiles.channels] = tau;
     for (int i = 0; i < 3; ++i)
       for (int64_t c = tile.channel; c < tile.last_channel; ++c)
         p.scratch[at.sums + (tile.row * 3 + i) * s.channels + c] =
-            sum(load(pass.sums + i * pass.sums_stride + (c - tile.channel) * kLanes));
+            sum(load(run.sums + i * run.sums_stride + (c - tile.channel) * kLanes));
   });
 }
 
@@ -315,33 +318,25 @@ void combine(const NormLifBackward& p) {
   for (int64_t i = at.tau; i < at.means; ++i) *p.grad_tau += p.scratch[i];
 }
 
-// The second pass: from g and the statistics' gradients to those of the currents, in place.
-void finish_all(const NormLifBackward& params, const float* whole) {
-  const double* const means = params.scratch + Scratch(params).means;
-  for_tiles(params.in.shape, params.in.threads, [&](const Tile& tile, int64_t) {
-    const NormLifBackward p = params;
-    const PanelShape& s = p.in.shape;
-    const float* const source = whole;
-    const double* const numbers = means;
-    for (int64_t group = 0; group < s.lanes.groups(); ++group) {
-      const uint64_t valid = s.lanes.valid(group);
-      for (int64_t pixel = tile.pixel; pixel < tile.last_pixel; ++pixel)
-        for (int64_t c = tile.channel; c < tile.last_channel; ++c) {
-          const int64_t at = (group * s.units() + pixel * s.channels + c) * kWord;
-          for (int q = 0; q < kWord; q += kLanes)
-            finish<kLanes>(p, numbers, c, at + q, static_cast<uint16_t>(valid >> q), load(source + at + q));
-        }
-    }
-  });
+template <Surrogate kind, int N, bool Hard>
+void backward_of(const NormLifBackward& p) {
+  if (through_stats(p.norm[0]) || through_stats(p.norm[1])) {
+    through_time<kind, N, Hard, Pass::sums>(p);
+    combine(p);
+    through_time<kind, N, Hard, Pass::gradients>(p);
+  } else {
+    through_time<kind, N, Hard, Pass::both>(p);
+    combine(p);
+  }
 }
 
 template <Surrogate kind>
 void backward_of(const NormLifBackward& p) {
   const bool half = p.in.shape.lanes.padded() % kLanes != 0;
   if (p.in.neuron.hard_reset)
-    half ? through_time<kind, 8, true>(p) : through_time<kind, kLanes, true>(p);
+    half ? backward_of<kind, 8, true>(p) : backward_of<kind, kLanes, true>(p);
   else
-    half ? through_time<kind, 8, false>(p) : through_time<kind, kLanes, false>(p);
+    half ? backward_of<kind, 8, false>(p) : backward_of<kind, kLanes, false>(p);
 }
 
 }  // namespace
@@ -370,8 +365,6 @@ void norm_lif_backward(const NormLifBackward& p) {
     default:
       backward_of<Surrogate::atan>(p);
   }
-  combine(p);
-  if (const float* whole = kept_g(p)) finish_all(p, whole);
 }
 
 }  // namespace esl::ESL_ISA

@@ -170,20 +170,21 @@ class _SpikingBlock(torch.autograd.Function):
         return run(grad, ctx.spec, ctx.needs_input_grad, *ctx.saved_tensors)
 
 
-def _integrated_backward(grad, asked, tau, residual, words, parts, spec) -> list[Tensor]:
-    """What the neurons' and norms' backward gives, in the order of its ``GRADIENTS``."""
+def _integrated_backward(grad, asked, tau, residual, words, parts, spec) -> tuple[list[Tensor], list[Tensor]]:
+    """The gradients of the currents, and the others that the neurons' and norms' backward returns."""
     inputs: list[tuple[Any, ...]] = []
     for x, _, (call, eps, of_batch) in parts:
         current, _ = _current(x, call, spec, False)
+        if call is None:
+            current = current.clone()  # the caller's; else it was made here
         inputs.append((current, *_moments(x.stats, eps, current.dtype), x.gamma, x.beta, of_batch))
     first, second = (*inputs, (None, None, None, None, None, False))[:2]
     n = spec.neuron
-    return list(
-        norm_lif_backward_op(
-            grad.contiguous(), words, first[0], tau, spec.T, spec.B, n.v_threshold, n.v_reset, asked, *first[1:],
-            *second, residual, spec.residual_scale, spec.pool, n.surrogate, n.width, n.detach_reset,
-        )
+    others = norm_lif_backward_op(
+        grad.contiguous(), words, first[0], tau, spec.T, spec.B, n.v_threshold, n.v_reset, asked, *first[1:],
+        *second, residual, spec.residual_scale, spec.pool, n.surrogate, n.width, n.detach_reset,
     )  # fmt: skip
+    return [current for current, *_ in inputs], list(others)
 
 
 def _backward(grad, spec, needs_input, tau, residual, words, *tensors):
@@ -193,13 +194,13 @@ def _backward(grad, spec, needs_input, tau, residual, words, *tensors):
     for k, (_, needs, _) in enumerate(parts):
         of_current = needs.carrier or needs.values or needs.bias
         asked |= (of_current | needs.gamma << 1 | needs.beta << 2) << 3 * k
-    found = _integrated_backward(grad, asked, tau, residual, words, parts, spec)
-    grad_tau, grad_residual = found.pop(), found.pop()
+    of_currents, others = _integrated_backward(grad, asked, tau, residual, words, parts, spec)
+    grad_tau, grad_residual = others.pop(), others.pop()
     grads = [None, grad_tau if need_tau else None, grad_residual if need_residual else None, None]
     for x, needs, (call, _, _) in parts:
         # Popped: the panel's memory is free as soon as it has been summed over the steps.
-        carrier, values, bias = _current_backward(found.pop(0), x, needs, call, spec)
-        of_x = Operands(carrier, None, values, bias, gamma=found.pop(0), beta=found.pop(0))
+        carrier, values, bias = _current_backward(of_currents.pop(0), x, needs, call, spec)
+        of_x = Operands(carrier, None, values, bias, gamma=others.pop(0), beta=others.pop(0))
         grads += [g if need else None for g, need in zip(of_x, needs, strict=True)]
     return tuple(grads)
 

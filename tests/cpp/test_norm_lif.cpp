@@ -125,7 +125,8 @@ void check(const Case& k) {
   NormLifBackward call{p.input(), k.surrogate,          p.width,   k.detach, p.spikes.data(), p.grad.data(), k.pool,
                        {},        grad_residual.data(), &grad_tau, nullptr};
   for (int i = 0; i < k.currents; ++i) {
-    grad_current[i] = poison(p.panel), grad_gamma[i] = poison(p.C), grad_beta[i] = poison(p.C);
+    grad_current[i] = p.current[i], grad_gamma[i] = poison(p.C), grad_beta[i] = poison(p.C);
+    call.in.current[i].panel = grad_current[i].data();  // in place
     call.norm[i] = {p.mean[i].data(),       p.rstd[i].data(),     k.batch_stats,
                     grad_current[i].data(), grad_gamma[i].data(), grad_beta[i].data()};
   }

@@ -195,7 +195,11 @@ def test_the_command_killed_from_outside(fork, tmp_path):
     alone, run = tmp_path / "alone", tmp_path / "killed"
     whole = fork(command, "train", *options, "--epochs", SMALL["epochs"], "--run-dir", alone)
     arguments, generator = [*options, "--epochs", SMALL["epochs"], "--run-dir", run], random.Random(0)
-    for file in ("config.json", "checkpoint.pt", "checkpoint.pt"):  # before the first checkpoint, and after one
+    for file in (
+        "config.json",
+        "checkpoint.pt",
+        "checkpoint.pt",
+    ):  # before the first checkpoint, and after one
         process = fork(command, "train", *arguments)
         _wait_until_written(run / file, process)
         time.sleep(generator.uniform(0, 0.2))

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from esl_sparse.ops.norm_lif import GRADIENTS, Backward, Forward, affine
+from esl_sparse.ops.norm_lif import GRADIENTS, RETURNED, Backward, Forward, affine, norm_lif_backward_op
 
 from .. import oracle
 
@@ -44,6 +44,18 @@ def panel(x, T, B, padding=np.nan):
 
 def rows(panels, T, B):
     return torch.from_numpy(oracle.from_panels(panels.numpy(), T, B))
+
+
+def backward(call):
+    """All of GRADIENTS, those of the currents in copies; empty where not asked for."""
+    call = call._replace(
+        current=call.current.clone(), current2=None if call.current2 is None else call.current2.clone()
+    )
+    found = dict(zip(RETURNED, norm_lif_backward_op(*call), strict=True))
+    for i, name in enumerate(GRADIENTS):
+        if name not in RETURNED:
+            found[name] = getattr(call, name) if call.needs >> i & 1 else torch.empty(0)
+    return [found[name] for name in GRADIENTS]
 
 
 class Problem:

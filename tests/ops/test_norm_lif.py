@@ -9,6 +9,7 @@ from esl_sparse.functional import lif
 from esl_sparse.ops._library import raw
 from esl_sparse.ops.norm_lif import (
     GRADIENTS,
+    RETURNED,
     Backward,
     Forward,
     affine,
@@ -19,7 +20,7 @@ from esl_sparse.ops.norm_lif import (
 
 from .. import oracle
 from ..conftest import available
-from .norm_lif_cases import Case, Problem, panel, problem, rows
+from .norm_lif_cases import Case, Problem, backward, panel, problem, rows
 
 pytestmark = pytest.mark.usefixtures("poison")
 
@@ -30,7 +31,7 @@ def check(case, dtype=torch.float32, tolerance=2e-5):
     p = problem(case)
     words = norm_lif_op(*p.forward_arguments(dtype))
     assert torch.equal(words, torch.from_numpy(oracle.pack(p.spikes.detach().numpy().astype(int), 1)))
-    results = dict(zip(GRADIENTS, norm_lif_backward_op(*p.backward_arguments(words, dtype)), strict=True))
+    results = dict(zip(GRADIENTS, backward(p.backward_arguments(words, dtype)), strict=True))
     for name, actual in results.items():
         if name not in p.grads:
             assert actual.shape == (0,), name
@@ -119,11 +120,11 @@ def test_all_silent_and_all_firing(backend, rate, beta):
 def test_each_gradient_alone_has_the_same_bits(backend, norm, norm2, planes):
     p = problem(Case(3, 5, 3, 2, 3, norm=norm, norm2=norm2, planes=planes))
     words = norm_lif_op(*p.forward_arguments())
-    everything = norm_lif_backward_op(*p.backward_arguments(words))
+    everything = backward(p.backward_arguments(words))
     bits = [i for i in range(len(GRADIENTS)) if p.needs >> i & 1]
     for asked in (*((i,) for i in bits), (), *itertools.combinations([i for i in bits if i in (0, 3, 6)], 2)):
         needs = sum(1 << i for i in asked)
-        for i, actual in enumerate(norm_lif_backward_op(*p.backward_arguments(words, needs=needs))):
+        for i, actual in enumerate(backward(p.backward_arguments(words, needs=needs))):
             assert torch.equal(actual, everything[i] if i in asked else torch.empty(0)), (asked, GRADIENTS[i])
 
 
@@ -144,7 +145,7 @@ def test_equals_lif_without_norm(backend, surrogate, v_reset):
     call = Backward(
         panel(g[..., None, None], T, B, 0), words, current, tau, T, B, 1.0, v_reset, 1, surrogate=surrogate
     )
-    assert torch.equal(rows(norm_lif_backward_op(*call)[0], T, B).view_as(x), expected)
+    assert torch.equal(rows(backward(call)[0], T, B).view_as(x), expected)
 
 
 def test_spikes_come_from_the_words(backend):
@@ -166,9 +167,7 @@ def test_spikes_come_from_the_words(backend):
     call = Backward(
         panel(g, T, B, 0), words, panel(x, T, B), torch.tensor(0.5), T, B, 1.0, 0.0, 1, surrogate="atan"
     )
-    torch.testing.assert_close(
-        rows(norm_lif_backward_op(*call)[0], T, B).double(), expected, rtol=1e-5, atol=1e-6
-    )
+    torch.testing.assert_close(rows(backward(call)[0], T, B).double(), expected, rtol=1e-5, atol=1e-6)
 
 
 def test_nan_and_infinity_stay_in_their_lane(backend):
@@ -182,7 +181,7 @@ def test_nan_and_infinity_stay_in_their_lane(backend):
     differing = [(g, h, w, c) for _, g, h, w, c in (words != clean).nonzero().tolist()]
     assert set(differing) <= {(0, 1, 0, 0), (0, 0, 0, 1)}
     back = p.backward_arguments(words, needs=1)
-    grad = rows(norm_lif_backward_op(*back._replace(current=current, surrogate="atan"))[0], 3, 5)
+    grad = rows(backward(back._replace(current=current, surrogate="atan"))[0], 3, 5)
     broken = {tuple(i[1:]) for i in grad.isnan().nonzero().tolist()}
     assert (2, 0, 1, 0) in broken and broken <= {(2, 0, 1, 0), (4, 1, 0, 0)}
 
@@ -201,8 +200,21 @@ def test_strides_do_not_matter(backend):
     words = norm_lif_op(*call)
     assert torch.equal(norm_lif_op(*map(strided, call)), words)
     back = p.backward_arguments(words)
-    for a, b in zip(norm_lif_backward_op(*map(strided, back)), norm_lif_backward_op(*back), strict=True):
-        assert torch.equal(a, b)
+    views = Backward(*map(strided, back))
+    returned, expected = norm_lif_backward_op(*views), backward(back)
+    for name, b in zip(GRADIENTS, expected, strict=True):
+        a = dict(zip(RETURNED, returned, strict=True)).get(name, getattr(views, name, None))
+        assert torch.equal(a, b), name
+
+
+@pytest.mark.parametrize("norm", ["train", "eval"])
+def test_currents_stay_where_their_gradients_are_not_asked_for(backend, norm):
+    p = problem(Case(3, 5, 3, 2, 3, norm=norm, norm2=norm))
+    words = norm_lif_op(*p.forward_arguments())
+    call, fresh = p.backward_arguments(words), p.forward_arguments()
+    norm_lif_backward_op(*call._replace(needs=call.needs & ~(1 << 3)))
+    assert torch.equal(rows(call.current2, 3, 5), rows(fresh.current2, 3, 5))
+    assert not torch.equal(rows(call.current, 3, 5), rows(fresh.current, 3, 5))
 
 
 @pytest.mark.parametrize("count", [2, 3])
@@ -210,12 +222,12 @@ def test_strides_do_not_matter(backend):
 def test_bits_do_not_depend_on_the_thread_count(backend, threads, count):
     p = Problem(Case(3, 20, 70, 9, 8, norm2="eval", planes=1, pool=2), 0)
     words = norm_lif_op(*p.forward_arguments())
-    expected = norm_lif_backward_op(*p.backward_arguments(words))
+    expected = backward(p.backward_arguments(words))
     current = p.forward_arguments().current
     stats = panel_stats(current, 3, 20)
     threads(count)
     assert torch.equal(norm_lif_op(*p.forward_arguments()), words)
-    for a, b in zip(norm_lif_backward_op(*p.backward_arguments(words)), expected, strict=True):
+    for a, b in zip(backward(p.backward_arguments(words)), expected, strict=True):
         assert torch.equal(a, b)
     assert torch.equal(panel_stats(current, 3, 20), stats)
 
@@ -226,7 +238,10 @@ def test_large_results_come_from_the_arena(backend):
     T, B, C, H, W = 4, 32, 64, 8, 8
     call = Forward(torch.randn(2, H, W, C, 64), torch.tensor(0.5), T, B, 1.0, 0.0)
     words = norm_lif_op(*call)
-    grads = norm_lif_backward_op(*Backward(torch.randn(2, H, W, C, 64), words, *call[:6], 1))
+    levels = torch.zeros(1, 2, H, W, C, dtype=torch.int64)
+    grads = norm_lif_backward_op(
+        *Backward(torch.randn(2, H, W, C, 64), words, *call[:6], 1 << 6, residual=levels)
+    )
     assert arena.lent == lent + 1
     del grads
     assert arena.lent == lent
@@ -253,7 +268,7 @@ def test_opcheck(backend):
         raw.norm_lif.default, tuple(p.forward_arguments()._replace(current2=None, residual=None))
     )
     for needs in (p.needs, 0b0101_0010):
-        torch.library.opcheck(raw.norm_lif_backward.default, tuple(p.backward_arguments(words, needs=needs)))
+        torch.library.opcheck(raw.norm_lif_backward_.default, tuple(p.backward_arguments(words, needs=needs)))
     torch.library.opcheck(raw.panel_stats.default, (p.forward_arguments().current, 2, 5))
 
 

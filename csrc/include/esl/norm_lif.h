@@ -37,7 +37,7 @@ struct NormGradient {
   const float* mean;  // [channels], rstd too; both null: no norm
   const float* rstd;
   bool batch_stats;     // mean and rstd depend on the current
-  float* grad_current;  // panel
+  float* grad_current;  // panel; may be that of the current itself
   float* grad_gamma;    // [channels]
   float* grad_beta;     // [channels]
 };

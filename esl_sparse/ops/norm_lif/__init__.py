@@ -1,3 +1,12 @@
-from .op import GRADIENTS, Backward, Forward, affine, norm_lif_backward_op, norm_lif_op, panel_stats
+from .op import GRADIENTS, RETURNED, Backward, Forward, affine, norm_lif_backward_op, norm_lif_op, panel_stats
 
-__all__ = ["GRADIENTS", "Backward", "Forward", "affine", "norm_lif_backward_op", "norm_lif_op", "panel_stats"]
+__all__ = [
+    "GRADIENTS",
+    "RETURNED",
+    "Backward",
+    "Forward",
+    "affine",
+    "norm_lif_backward_op",
+    "norm_lif_op",
+    "panel_stats",
+]

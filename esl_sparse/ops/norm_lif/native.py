@@ -60,9 +60,10 @@ def backward(call: Backward) -> tuple[Tensor, ...]:
     stats, stats2 = _contiguous(norm.mean, norm.rstd), _contiguous(norm2.mean, norm2.rstd)
     residual, words, grad = _contiguous(call.residual, call.words, call.grad)
     panel, vector = tuple(call.current.shape), (call.current.shape[3],)
-    shapes = (panel, vector, vector, panel, vector, vector, panel)
-    results = [arena.tensor(shape) if call.needs >> i & 1 else None for i, shape in enumerate(shapes)]
-    grad_tau = torch.empty((), dtype=torch.float64) if call.needs >> 7 & 1 else None
+    asked = [bool(call.needs >> i & 1) for i in range(8)]
+    of_norms = [arena.tensor(vector) if asked[i] else None for i in (1, 2, 4, 5)]
+    grad_residual = arena.tensor(panel) if asked[6] else None
+    grad_tau = torch.empty((), dtype=torch.float64) if asked[7] else None
     args = (
         *_inputs(call, first, second, residual),
         SURROGATE_CODES[call.surrogate],
@@ -71,16 +72,19 @@ def backward(call: Backward) -> tuple[Tensor, ...]:
         address(words),
         address(grad),
         call.pool,
-        (*_addresses(stats), norm.batch_stats, *_addresses(results[0:3])),
-        (*_addresses(stats2), norm2.batch_stats, *_addresses(results[3:6])),
-        address(results[6]),
+        (*_addresses(stats), norm.batch_stats, asked[0] * address(first[0]), *_addresses(of_norms[:2])),
+        (*_addresses(stats2), norm2.batch_stats, asked[3] * address(second[0]), *_addresses(of_norms[2:])),
+        address(grad_residual),
         address(grad_tau),
     )
     run = lib().norm_lif_backward
     with arena.borrow((run(*args, 0),), torch.float64) as scratch:
         run(*args, scratch.data_ptr())
+    for given, used in ((call.current, first[0]), (call.current2, second[0])):
+        if given is not None and used is not given:
+            given.copy_(used)
     return (
-        *(empty(call.current) if result is None else result for result in results),
+        *(empty(call.current) if result is None else result for result in (*of_norms, grad_residual)),
         empty(call.tau) if grad_tau is None else grad_tau.to(call.tau.dtype),
     )
 

@@ -1,7 +1,8 @@
 """Op ``norm_lif``: normalise currents, add a second current and a residual, leaky integrate and fire, spikes as bits.
 
-Raw ops: ``norm_lif``, ``norm_lif_backward`` and ``panel_stats``. There is no Function here: a fused block has its own,
-which recomputes the currents and calls these, ``norm_lif_op(*Forward(...))``. Current panels ``[G, H, W, C, 64]`` hold
+Raw ops: ``norm_lif``, ``norm_lif_backward_`` and ``panel_stats``. There is no Function here: a fused block has its own,
+which recomputes the currents and calls these, ``norm_lif_op(*Forward(...))``. Backward writes the gradient of a current
+over the current, so that it needs no panel of its own. Current panels ``[G, H, W, C, 64]`` hold
 anything in their padding lanes; gradient panels hold zero there, those that are read as well as those that are made.
 """
 
@@ -21,8 +22,10 @@ from . import native, reference
 from .reference import Norm, affine
 
 GRADIENTS = ("current", "gamma", "beta", "current2", "gamma2", "beta2", "residual", "tau")
-"""The results of ``norm_lif_backward``, in order; bit i of ``needs`` asks for the i-th. That of the residual is the
-gradient of its values."""
+"""What ``norm_lif_backward_`` can find; bit i of ``needs`` asks for the i-th. Those of the currents are written over
+them. That of the residual is the gradient of its values."""
+RETURNED = tuple(name for name in GRADIENTS if not name.startswith("current"))
+"""What it returns, in order."""
 
 
 class Forward(NamedTuple):
@@ -54,14 +57,14 @@ class Forward(NamedTuple):
 
 
 class Backward(NamedTuple):
-    """Arguments of ``norm_lif_backward``, which returns :data:`GRADIENTS`, each one empty that ``needs`` leaves out.
+    """Arguments of ``norm_lif_backward_``, which returns :data:`RETURNED`, each one empty that ``needs`` leaves out.
 
     Attributes:
         grad: of the spikes, ``[G, H, W, C, 64]``; with ``pool > 1``, of the spikes after an average pool of
             ``pool x pool`` without overlap, ``[G, H // pool, W // pool, C, 64]``.
         words: the spikes that forward returned; they are taken from here, never by thresholding again.
         current, current2: bit for bit those of forward, as are tau, the residual and what :func:`affine` makes of
-            the norms.
+            the norms. Each is overwritten with its gradient if ``needs`` asks for that.
         mean, rstd: ``[C]`` of the norm, or None: no norm. gamma, beta: ``[C]``, None: 1 and 0.
         batch_stats: mean and rstd are those of this very current over its ``T * B * H * W`` values (biased), and
             gradients flow through them; otherwise they are constants.
@@ -205,27 +208,31 @@ def _backward(*args) -> tuple[Tensor, ...]:
         lambda d: surrogate(d, width),
         call.detach_reset,
     )
-    results = [
-        *reference.backward_norm(g, call.current, norms[0], T, B),
-        *(
-            reference.backward_norm(g, call.current2, norms[1], T, B)
-            if call.current2 is not None
-            else [g] * 3
-        ),
-        pack_reference.to_panels(g),
-        grad_tau,
-    ]
-    return tuple(result if call.needs >> i & 1 else empty(result) for i, result in enumerate(results))
+    found = {"residual": pack_reference.to_panels(g), "tau": grad_tau}
+    for panel, norm, end in zip(panels, norms, ("", "2"), strict=True):
+        if panel is None:
+            continue
+        of_norm = ("current" + end, "gamma" + end, "beta" + end)
+        found |= zip(of_norm, reference.backward_norm(g, panel, norm, T, B), strict=True)
+    for i, name in enumerate(GRADIENTS):
+        if name not in RETURNED and call.needs >> i & 1:
+            getattr(call, name).copy_(found[name])
+    return tuple(found[name] if asked else empty(grad_tau) for name, asked in _returned(call.needs))
 
 
 def _backward_fake(*args) -> tuple[Tensor, ...]:
     call = Backward(*args)
-    panel, vector = call.current.shape, call.current.shape[3:4]
-    shapes = (panel, vector, vector, panel, vector, vector, panel, ())
+    shapes = {"residual": call.current.shape, "tau": ()}
     return tuple(
-        (call.tau if name == "tau" else call.current).new_empty(shape if call.needs >> i & 1 else (0,))
-        for i, (name, shape) in enumerate(zip(GRADIENTS, shapes, strict=True))
+        (call.tau if name == "tau" else call.current).new_empty(
+            shapes.get(name, call.current.shape[3:4]) if asked else (0,)
+        )
+        for name, asked in _returned(call.needs)
     )
+
+
+def _returned(needs: int) -> list[tuple[str, int]]:
+    return [(name, needs >> i & 1) for i, name in enumerate(GRADIENTS) if name in RETURNED]
 
 
 def _panel_stats(current: Tensor, T: int, B: int) -> Tensor:
@@ -247,11 +254,11 @@ norm_lif_op = define(
     _forward_fake,
 )
 norm_lif_backward_op = define(
-    f"norm_lif_backward(Tensor grad, Tensor words, Tensor current, {_NEURON}, SymInt needs,"
+    f"norm_lif_backward_(Tensor grad, Tensor words, Tensor(a!) current, {_NEURON}, SymInt needs,"
     " Tensor? mean, Tensor? rstd, Tensor? gamma, Tensor? beta, bool batch_stats,"
-    " Tensor? current2, Tensor? mean2, Tensor? rstd2, Tensor? gamma2, Tensor? beta2, bool batch_stats2,"
+    " Tensor(b!)? current2, Tensor? mean2, Tensor? rstd2, Tensor? gamma2, Tensor? beta2, bool batch_stats2,"
     " Tensor? residual, float residual_scale, SymInt pool, str surrogate, float width, bool detach_reset)"
-    " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+    " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
     _backward,
     _backward_fake,
 )
