@@ -23,6 +23,7 @@ _CPU_OPS = (
     "block_score",
     "select",
     "transpose_index",
+    "temporal",
 )
 # The ops that each implementation offers, best first: the automatic choice is the first that can serve.
 BACKENDS: dict[str, tuple[str, ...]] = {

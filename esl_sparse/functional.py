@@ -5,6 +5,7 @@ from .ops.lif import SURROGATES, lif
 from .ops.linear import linear, linear_packed
 from .ops.pack import pack, unpack
 from .ops.pool import adaptive_avg_pool2d, avg_pool2d, max_pool2d
+from .ops.temporal import temporal
 
 __all__ = [
     "SURROGATES",
@@ -18,5 +19,6 @@ __all__ = [
     "linear_packed",
     "max_pool2d",
     "pack",
+    "temporal",
     "unpack",
 ]

@@ -54,4 +54,5 @@ PYBIND11_MODULE(_C, m) {
   bind_block_score(m);
   bind_select(m);
   bind_transpose_index(m);
+  bind_temporal(m);
 }
