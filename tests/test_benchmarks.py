@@ -33,7 +33,7 @@ def name(request):
 
 
 def test_quick_run_stores_valid_json(name, results, capsys):
-    sweep = ["--sweep"] if name == "memory" else []
+    sweep = {"memory": ["--sweep"], "gpu": ["--device", "cpu"]}.get(name, [])
     path = results / f"{name}.json"
     main([name, "--quick", *sweep, "--output", str(path)])
     stored = json.loads(path.read_text())
