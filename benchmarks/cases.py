@@ -260,3 +260,28 @@ IMPOSSIBLE_TARGET = 400.0  # MB, at most
 SCAN_SIZE = (1024, 2048, (4_000_000, 40_000_000), (1_000_000, 10_000_000))
 QUICK_SCAN_SIZE = (64, 32, (4000,), (1000,))
 SCAN_RATES = (0.02, 0.1, 0.3, 0.7)
+
+
+# On a GPU: shapes, blocks and densities; bfloat16. What loses (1x1, 4x4) stands in the same table.
+GPU_BLOCKS = (16, 32, 64, 4, 1)
+GPU_DENSITIES = (0.5, 0.3, 0.2, 0.1, 0.05)
+GPU_LINEAR = (LinearCase(4096, 4096, 4096, 0.1), GPU_BLOCKS, GPU_DENSITIES)
+GPU_CONV = (
+    [case for case in CONV_CASES if case.lanes == 128 and case.inputs >= 64],
+    GPU_BLOCKS[:4],
+    (0.3, 0.1),
+)
+GPU_STEP = NetworkCase("vggsnn", 10, 32, 48)
+GPU_LIF_SHAPE = (10, 32, 128, 24, 24)
+GPU_REWIRE = (4096, 1, 0.1)  # neurons, block, density
+# part, block, mode, times dense at least
+GPU_TARGETS = (
+    ("linear", "32x32", "forward", 3.0),
+    ("linear", "64x64", "forward", 4.0),
+    ("linear", "32x32", "forward+backward", 2.5),
+    ("linear", "64x64", "forward+backward", 2.5),
+    ("conv", "32x32", "forward", 3.0),
+    ("conv", "64x64", "forward", 4.0),
+    ("conv", "32x32", "forward+backward", 2.5),
+    ("conv", "64x64", "forward+backward", 2.5),
+)

@@ -203,7 +203,9 @@ def print_summary(report: Report, quick: bool) -> None:
     ours = [row for row in report.rows if row["provider"] == OURS]
     densities = sorted({row["density"] for row in ours}, reverse=True)
     medians = []
-    print("\nmedians over cases and rates, times faster than dense in its faster memory format (in how many cases")
+    print(
+        "\nmedians over cases and rates, times faster than dense in its faster memory format (in how many cases"
+    )
     print("dense wins) / than nn.Conv2d in its default format")
     print(f"{'':20}" + "".join(f"{density:>24g}" for density in densities))
     for block in dict.fromkeys(row["block"] for row in ours):

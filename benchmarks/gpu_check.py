@@ -1,6 +1,8 @@
-"""Builds in place and runs the GPU tests with this Python and no network: ``make gpu-check``.
+"""All that needs a GPU, with this Python and no network: ``make gpu-check``.
 
-Leaves ``gpu-check.log`` and ``gpu-check.json`` in the folder named by ``OUT``; fails where there is no GPU.
+Builds in place, runs the GPU tests, some of them under compute-sanitizer, and the GPU benchmark. A part that fails or
+takes too long does not stop the others. Leaves ``gpu-check.log``, ``gpu-check.json`` and the benchmark's ``gpu.json``
+in the folder named by ``OUT``; fails where there is no GPU.
 """
 
 from __future__ import annotations
@@ -11,13 +13,65 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 import time
 import xml.etree.ElementTree as ET
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, TextIO
 
 ROOT = Path(__file__).parents[1]
 OUTCOMES = ("tests", "failures", "errors", "skipped")
+# Under compute-sanitizer a kernel takes up to a hundred times as long.
+SANITIZED = "agrees and float32 and (16x16-two-steps or 16x16-strided)"
+
+
+class Part(NamedTuple):
+    command: list[str]
+    limit: float  # seconds
+
+
+def parts(out: Path) -> Iterator[tuple[str, Part]]:
+    """Less than nine minutes in all."""
+    python, pytest = sys.executable, [sys.executable, "-m", "pytest", "-q", "-m", "gpu"]
+    yield "build", Part([python, "setup.py", "build_ext", "--inplace"], 180)
+    yield "pytest", Part([*pytest, f"--junitxml={out / 'junit.xml'}"], 180)
+    sanitizer = shutil.which("compute-sanitizer")
+    for tool in ("memcheck", "racecheck"):
+        if sanitizer:
+            options = [sanitizer, "--tool", tool, "--error-exitcode", "1"]
+            yield tool, Part([*options, *pytest, "-x", "-k", SANITIZED], 45)
+    benchmark = [python, "-m", "benchmarks.run", "gpu", "--output", str(out / "gpu.json")]
+    yield "benchmark", Part(benchmark, 90)
+
+
+def run(part: Part, log: TextIO) -> int | str:
+    """Exit status, or what became of it; its output goes to the screen and into the log."""
+    environment = {"ESL_SPARSE_CUDA_ARCHS": "native", **os.environ}
+    late = threading.Event()
+    with subprocess.Popen(
+        part.command,
+        cwd=ROOT,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+    ) as process:
+
+        def stop() -> None:
+            late.set()
+            process.kill()
+
+        timer = threading.Timer(part.limit, stop)
+        timer.start()
+        assert process.stdout is not None
+        for line in process.stdout:
+            print(line, end="", flush=True)
+            log.write(line)
+        process.wait()
+        timer.cancel()
+    return f"stopped after {part.limit:g} s" if late.is_set() else process.returncode
 
 
 def _last_line(*command: str) -> str | None:
@@ -42,8 +96,18 @@ def machine() -> dict[str, Any]:
         "torch": torch.__version__,
         "triton": triton,
         "nvcc": _last_line("nvcc", "--version"),
+        "compute-sanitizer": _last_line("compute-sanitizer", "--version"),
         "python": sys.version.split()[0],
+        "commit": _last_line("git", "rev-parse", "--short=10", "HEAD"),
     }
+
+
+def _counts(junit: Path) -> dict[str, int]:
+    if not junit.exists():
+        return dict.fromkeys(OUTCOMES, 0)
+    suite = ET.parse(junit).getroot().find("testsuite")
+    assert suite is not None
+    return {name: int(suite.get(name, 0)) for name in OUTCOMES}
 
 
 def main() -> int:
@@ -55,38 +119,23 @@ def main() -> int:
     out.mkdir(parents=True, exist_ok=True)
     junit, start = out / "junit.xml", time.monotonic()
     junit.unlink(missing_ok=True)
-    steps = {
-        "build": [sys.executable, "setup.py", "build_ext", "--inplace"],
-        "pytest": [sys.executable, "-m", "pytest", "-m", "gpu", f"--junitxml={junit}"],
-    }
-    exits: dict[str, int] = {}
+    summary: dict[str, Any] = {"ok": False, "machine": header, "exits": {}, "seconds": {}}
     with open(out / "gpu-check.log", "w") as log:
-        for name, command in steps.items():
-            with subprocess.Popen(
-                command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-            ) as process:
-                assert process.stdout is not None
-                for line in process.stdout:
-                    print(line, end="", flush=True)
-                    log.write(line)
-            exits[name] = process.returncode
-            if exits[name]:
-                break
-    counts = dict.fromkeys(OUTCOMES, 0)
-    if junit.exists():
-        suite = ET.parse(junit).getroot().find("testsuite")
-        assert suite is not None
-        counts = {name: int(suite.get(name, 0)) for name in OUTCOMES}
-        junit.unlink()
-    # Tests that were all skipped have shown nothing.
-    ran = counts["tests"] - counts["skipped"]
-    ok = ran > 0 and not any(exits.values())
-    passed = ran - counts["failures"] - counts["errors"]
-    summary = {"ok": ok, "machine": header, "exits": exits, "passed": passed, **counts}
-    summary["seconds"] = round(time.monotonic() - start, 1)
-    (out / "gpu-check.json").write_text(json.dumps(summary, indent=2) + "\n")
-    print(f"gpu-check: {'ok' if ok else 'FAILED'}: {passed} of {ran} tests passed on {header['gpu']}; {out}")
-    return 0 if ok else 1
+        for name, part in parts(out):
+            begin = time.monotonic()
+            summary["exits"][name] = run(part, log)
+            summary["seconds"][name] = round(time.monotonic() - begin, 1)
+            counts = _counts(junit)
+            # Tests that were all skipped have shown nothing.
+            ran = counts["tests"] - counts["skipped"]
+            passed = ran - counts["failures"] - counts["errors"]
+            summary |= {"ok": ran > 0 and not any(summary["exits"].values()), "passed": passed, **counts}
+            (out / "gpu-check.json").write_text(json.dumps(summary, indent=2) + "\n")
+    junit.unlink(missing_ok=True)
+    verdict = "ok" if summary["ok"] else f"FAILED: {summary['exits']}"
+    total = time.monotonic() - start
+    print(f"gpu-check: {verdict}: {passed} of {ran} tests passed on {header['gpu']}, {total:.0f} s; {out}")
+    return 0 if summary["ok"] else 1
 
 
 if __name__ == "__main__":

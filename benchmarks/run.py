@@ -15,6 +15,7 @@ import torch
 
 from . import (
     conv,
+    gpu,
     impossible,
     kernels,
     lif,
@@ -49,6 +50,7 @@ BENCHMARKS = {
     "overlap": overlap,
     "scan": scan,
     "showcase": showcase,
+    "gpu": gpu,
 }
 
 

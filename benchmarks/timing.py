@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 ROUNDS = 9
@@ -86,12 +87,20 @@ def once(run: Callable[[], object], number: int = 1) -> float:
 
 
 def measure(
-    runs: Mapping[str, Callable[[], object]], baseline: str, rounds: int = ROUNDS, number: int = 1
+    runs: Mapping[str, Callable[[], object]],
+    baseline: str,
+    rounds: int = ROUNDS,
+    number: int = 1,
+    clock: Callable[[Callable[[], object]], float] | None = None,
 ) -> dict[str, Timing]:
-    """Time all of ``runs`` against ``runs[baseline]``, interleaved and warm; see ``RULE`` for long ones."""
+    """Time all of ``runs`` against ``runs[baseline]``, interleaved and warm; see ``RULE`` for long ones.
+
+    ``clock``: seconds of one call; by default :func:`once` over ``number`` calls.
+    """
+    clock = clock or partial(once, number=number)
     with no_garbage_collection():
         for _ in range(2):  # the first run also loads and allocates what later ones find
-            warm = {name: once(run, number) for name, run in runs.items()}
+            warm = {name: clock(run) for name, run in runs.items()}
         limit = max(HOPELESS_SECONDS, HOPELESS_RATIO * warm[baseline])
         names = [name for name in runs if name == baseline or warm[name] <= limit]
         if sum(warm[name] for name in names) > LONG_ROUND_SECONDS:
@@ -100,7 +109,7 @@ def measure(
         for i in range(rounds):
             shift = i % len(names)  # nobody always runs in the caches that the same neighbour left
             for name in names[shift:] + names[:shift]:
-                seconds[name].append(once(runs[name], number))
+                seconds[name].append(clock(runs[name]))
     typical = statistics.median(seconds[baseline])
     return {
         name: Timing(seconds[name], seconds[baseline]) if name in names else Timing([warm[name]], [typical])

@@ -20,7 +20,7 @@ def results(tmp_path_factory):
     return tmp_path_factory.mktemp("results")
 
 
-SLOW = ("rewire", "overlap", "impossible", "scan", "showcase")  # their small variants take 10 s and more
+SLOW = ("rewire", "overlap", "impossible", "scan", "showcase", "gpu")  # their small variants take 10 s and more
 
 
 @pytest.fixture(params=[pytest.param(n, marks=pytest.mark.slow) if n in SLOW else n for n in BENCHMARKS])
@@ -33,7 +33,7 @@ def name(request):
 
 
 def test_quick_run_stores_valid_json(name, results, capsys):
-    sweep = ["--sweep"] if name == "memory" else []
+    sweep = {"memory": ["--sweep"], "gpu": ["--device", "cpu"]}.get(name, [])
     path = results / f"{name}.json"
     main([name, "--quick", *sweep, "--output", str(path)])
     stored = json.loads(path.read_text())

@@ -67,6 +67,11 @@ CASES = {
     "depthwise-twice": Case(5, 10, (3, 3), (4, 6), (2, 1), groups=5, stride=(2, 1), B=31, density=1.0),
     "8x8": Case(20, 18, (3, 3), (4, 5), (8, 8), padding=(1, 1), T=1, B=40),
     "16x16": Case(33, 20, (3, 2), (3, 4), (16, 16), padding=(1, 0), T=1, B=30),
+    "16x16-strided-dilated": Case(
+        20, 40, (3, 3), (6, 7), (16, 16), stride=(2, 1), dilation=(1, 2), padding=(1, 2), T=2, B=9
+    ),
+    "32x16-7x7": Case(18, 35, (7, 7), (4, 3), (32, 16), padding=(3, 3), B=5, density=0.3),
+    "16x64": Case(70, 33, (1, 3), (2, 3), (16, 64), padding=(0, 1), T=2, B=35),
     "32x8": Case(11, 40, (2, 3), (4, 4), (32, 8), padding=(0, 1), T=5, B=10),
     "block-beyond-the-weight": Case(3, 2, (2, 2), (3, 3), (8, 16), B=5, density=1.0),
     "one-channel": Case(1, 1, (3, 3), (4, 5), (1, 1), padding=(1, 1), T=1, B=1, density=1.0),

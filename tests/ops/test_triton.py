@@ -23,6 +23,21 @@ if os.environ.get("TRITON_INTERPRET") == "1":
     pytest.skip("this process interprets", allow_module_level=True)
 
 
+def interpreted(file: str, selection: str) -> None:
+    """The tests of an op once more, in a process whose Triton interprets; that is fixed at its import."""
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-k", selection]
+    done = subprocess.run(
+        [*command, Path(__file__).with_name(file)],
+        env={**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    if "only 0-dimensional arrays can be converted" in done.stdout:
+        pytest.skip("the interpreter of Triton 3.6 needs NumPy before 2.4")
+    assert done.returncode == 0, done.stdout
+
+
 @pytest.mark.parametrize(
     "selection",
     [
@@ -32,18 +47,19 @@ if os.environ.get("TRITON_INTERPRET") == "1":
     ids=["some", "all"],
 )
 def test_interpreted(selection):
-    """The tests of linear once more, in a process whose Triton interprets; that is fixed at its import."""
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-k", selection]
-    done = subprocess.run(
-        [*command, Path(__file__).with_name("test_linear.py")],
-        env={**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-    if "only 0-dimensional arrays can be converted" in done.stdout:
-        pytest.skip("the interpreter of Triton 3.6 needs NumPy before 2.4")
-    assert done.returncode == 0, done.stdout
+    interpreted("test_linear.py", selection)
+
+
+@pytest.mark.parametrize(
+    "selection",
+    [
+        "test_agrees and (4x4-overhang or three-calls) and (packed or float)",
+        pytest.param("not threads", marks=pytest.mark.slow),
+    ],
+    ids=["some", "all"],
+)
+def test_block_score_interpreted(selection):
+    interpreted("test_block_score.py", selection)
 
 
 def test_triton_is_imported_at_the_first_launch():

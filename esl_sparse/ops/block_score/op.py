@@ -16,7 +16,7 @@ from ...packed import PackedSpikes
 from ...topology import BlockLayout
 from .._library import define
 from ..pack.op import unpack_op
-from . import native, reference
+from . import native, reference, triton
 
 _STRIP_BYTES = 1 << 20
 _STRIP_ROWS = 64  # at least: fewer rows would read the input too often
@@ -49,6 +49,18 @@ def _by_events(x: Tensor, grad: Tensor) -> bool:
     )
 
 
+def _by_tiles(x: Sequence[Tensor], grad: Sequence[Tensor]) -> bool:
+    """Whether the Triton kernel takes these calls: all words of as many planes, or all rows, and one dtype."""
+    like = grad[0].dtype
+    kinds = {("words", a.shape[0]) if a.dtype == torch.int64 else ("rows", a.dtype == like) for a in x}
+    return (
+        len(kinds) == 1
+        and ("rows", False) not in kinds
+        and all(g.dtype == like for g in grad)
+        and choose("block_score", grad[0].device.type, like) == "triton"
+    )
+
+
 def _rate(x: Sequence[Tensor], lanes: Sequence[tuple[int, int, float]]) -> float:
     """Spikes per neuron, over the words of all calls."""
     size = sum(words.shape[-1] * T * B for words, (T, B, _) in zip(x, lanes, strict=True))
@@ -59,6 +71,9 @@ def _block_score(x, grad, T, B, scale, rows, cols, bm, bn, first, count):
     if all(map(_by_events, x, grad)):
         x, grad = ([each.contiguous() for each in tensors] for tensors in (x, grad))
         return native.block_score(x, grad, T, B, scale, rows, cols, bm, bn, first, count)
+    if _by_tiles(x, grad):
+        x, grad = ([each.contiguous() for each in tensors] for tensors in (x, grad))
+        return triton.block_score(x, grad, T, B, scale, rows, cols, bm, bn, first, count)
     dtype, lanes = reference.compute_dtype(grad), zip(T, B, scale, strict=True)
     x = [_rows(one, call, dtype) for one, call in zip(x, lanes, strict=True)]
     return reference.block_score(x, grad, BlockLayout(rows, cols, bm, bn), first, count)
@@ -104,11 +119,12 @@ class BlockScorer:
         self._lanes = [_lanes(call.x) for call in calls]
         self._x = [(x.words if isinstance(x, PackedSpikes) else x.detach()).contiguous() for x, _ in calls]
         events = all(map(_by_events, self._x, self._grad)) and _rate(self._x, self._lanes) <= _EVENT_RATE
-        if not events:
+        streams = events or _by_tiles(self._x, self._grad)
+        if not streams:
             dtype = reference.compute_dtype(self._grad)
             self._x = [_rows(x, lanes, dtype) for x, lanes in zip(self._x, self._lanes, strict=True)]
         # What a strip of rows makes: its scores, or the dense product that they come from.
-        made = layout.col_blocks / layout.bm if events else layout.cols
+        made = layout.col_blocks / layout.bm if streams else layout.cols
         rows = int(strip_bytes / 4 / max(made, 1))
         self._strip = max(rows // _STRIP_ROWS * _STRIP_ROWS, _STRIP_ROWS, layout.bm) // layout.bm
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from types import ModuleType
 from typing import Any
 
@@ -12,6 +11,7 @@ from torch import Tensor
 from ...packed import LANES, Lanes
 from ...topology import BlockTopology
 from .._library import empty
+from .._triton import on, products
 
 
 def _kernels() -> ModuleType:
@@ -20,14 +20,8 @@ def _kernels() -> ModuleType:
     return triton_kernels
 
 
-def _on(device: torch.device):
-    """Triton launches on the current device; CPU tensors mean its interpreter."""
-    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
-
-
 def _options(values: Tensor, topology: BlockTopology, lanes: Lanes, dtype: torch.dtype) -> dict[str, Any]:
-    """What every kernel is told: sizes, and whether products must be full float32 (torch's own switch)."""
-    tf32 = torch.backends.cuda.matmul.fp32_precision == "tf32"
+    """What every kernel is told."""
     return {
         "rows": topology.layout.rows,
         "cols": topology.layout.cols,
@@ -37,8 +31,7 @@ def _options(values: Tensor, topology: BlockTopology, lanes: Lanes, dtype: torch
         "groups": lanes.groups,
         "BM": values.shape[1],
         "BN": values.shape[2],
-        "PRECISION": "ieee" if dtype == torch.float32 and not tf32 else "tf32",
-        "enable_fp_fusion": True,  # off by default from Triton 3.10; full float32 would take twice the time
+        **products(dtype),
     }
 
 
@@ -59,7 +52,7 @@ def forward(
     def grid(meta):
         return (-(-lanes.groups * LANES // meta["LANES"]) * lay.row_blocks,)
 
-    with _on(y.device):
+    with on(y.device):
         _kernels().forward[grid](
             x.contiguous(),
             values.contiguous(),
@@ -82,7 +75,7 @@ def backward(
     """Gradients of x, values and bias, those that the bits of ``needs`` ask for; the others are empty."""
     lanes, grad = Lanes(call.T, call.B), grad.contiguous()
     grad_x, grad_values, grad_bias = empty(grad), empty(values), empty(values)
-    with _on(values.device):
+    with on(values.device):
         if needs & 1:
             grad_x = _grad_input(grad, values, topology, lanes, call.panels, x_panels)
         if needs & 2:

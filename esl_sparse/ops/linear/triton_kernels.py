@@ -7,33 +7,15 @@ Packed spikes are loaded as words, 64 lanes in 8 bytes, and expanded in register
 
 from __future__ import annotations
 
-import os
-
 import triton
 import triton.language as tl
 from triton import Config
 
+from .._triton_kernels import autotune, levels
 
-def _affordable(configs: list[Config], arguments: dict, **options) -> list[Config]:
-    """Products in full float32 use no tensor cores but many registers: only small tiles do not spill."""
-    return configs[:1] if options["PRECISION"] == "ieee" else configs
-
-
-def _autotune(*configs: Config):
-    """Tuned once per weight; the sizes that change from call to call (lanes, blocks) do not tune again.
-
-    The first configuration fits 99 KB of shared memory, all that sm_86 has, with any dtype and block. The
-    others pay on larger chips; the autotuner passes over what does not fit. LANES: lanes of a tile. DEPTH:
-    longest piece of a block that is multiplied at once. CHANNELS: channels of a tile of grad_values.
-    """
-    # The interpreter would time every configuration on the CPU.
-    interpreted = os.environ.get("TRITON_INTERPRET") == "1"
-    return triton.autotune(
-        list(configs[: 1 if interpreted else None]),
-        key=["rows", "cols", "BM", "BN", "PANELS", "PRECISION"],
-        prune_configs_by={"early_config_prune": _affordable},
-    )
-
+# LANES: lanes of a tile. DEPTH: longest piece of a block that is multiplied at once. CHANNELS: channels of a tile of
+# grad_values.
+_KEY = ["rows", "cols", "PANELS"]
 
 # A last, smaller batch does not compile again.
 _jit = triton.jit(do_not_specialize=["samples", "B", "padded", "groups"])
@@ -57,25 +39,12 @@ def _tile(pointer, lane, channel, C, samples, B, padded, groups, PANELS: tl.cons
     return pointer + start[:, None] + channel[None, :] * step, present[:, None] & (channel < C)[None, :]
 
 
-@triton.jit
-def _levels(pointer, mask, plane_stride, PLANES: tl.constexpr, AXIS: tl.constexpr):
-    """Load words and put their 64 lanes along a new axis; integers of PLANES bits."""
-    lane = tl.expand_dims(tl.arange(0, 64), (0, 3 - AXIS))
-    for plane in tl.static_range(PLANES):
-        words = tl.expand_dims(tl.load(pointer + plane * plane_stride, mask=mask, other=0), AXIS)
-        bits = (words >> lane).to(tl.int32) & 1
-        if plane == 0:
-            levels = bits
-        else:
-            levels |= bits << plane
-    return levels
-
-
-@_autotune(
+@autotune(
     Config({"LANES": 64, "DEPTH": 32}, num_warps=4, num_stages=2),
     Config({"LANES": 128, "DEPTH": 64}, num_warps=4, num_stages=4),
     Config({"LANES": 128, "DEPTH": 64}, num_warps=8, num_stages=3),
     Config({"LANES": 256, "DEPTH": 32}, num_warps=8, num_stages=4),
+    key=_KEY,
 )
 @_jit
 def forward(
@@ -125,8 +94,8 @@ def forward(
         if PLANES:
             words = x + group[:, None] * cols + channel[None, :]
             mask = (group < groups)[:, None] & (channel < cols)[None, :]
-            levels = _levels(words, mask, groups.to(tl.int64) * cols, PLANES, 1)
-            a = tl.reshape(levels, (LANES, K)).to(y.dtype.element_ty)
+            spikes = levels(words, mask, groups.to(tl.int64) * cols, PLANES, 1)
+            a = tl.reshape(spikes, (LANES, K)).to(y.dtype.element_ty)
         else:
             pointer, mask = _tile(x, lane, channel, cols, samples, B, padded, groups, False)
             a = tl.load(pointer, mask=mask, other=0.0)
@@ -138,11 +107,12 @@ def forward(
     tl.store(pointer, total, mask=mask)
 
 
-@_autotune(
+@autotune(
     Config({"LANES": 64, "DEPTH": 32}, num_warps=4, num_stages=2),
     Config({"LANES": 128, "DEPTH": 32}, num_warps=4, num_stages=4),
     Config({"LANES": 128, "DEPTH": 64}, num_warps=8, num_stages=3),
     Config({"LANES": 256, "DEPTH": 32}, num_warps=8, num_stages=3),
+    key=_KEY,
 )
 @_jit
 def grad_input(
@@ -192,11 +162,12 @@ def grad_input(
     tl.store(pointer, total, mask=mask)
 
 
-@_autotune(
+@autotune(
     Config({"LANES": 64, "CHANNELS": 64}, num_warps=8, num_stages=2),
     Config({"LANES": 64, "CHANNELS": 64}, num_warps=4, num_stages=4),
     Config({"LANES": 64, "CHANNELS": 128}, num_warps=8, num_stages=3),
     Config({"LANES": 128, "CHANNELS": 128}, num_warps=8, num_stages=3),
+    key=_KEY,
 )
 @_jit
 def grad_values(
@@ -246,8 +217,8 @@ def grad_values(
                 group = (tile * GROUPS + tl.arange(0, GROUPS)).to(tl.int64)
                 words = x + group[None, :] * cols + channel[:, None]
                 mask = (group < groups)[None, :] & valid[:, None]
-                levels = _levels(words, mask, groups.to(tl.int64) * cols, PLANES, 2)
-                a = tl.reshape(levels, (M, LANES)).to(g.dtype)
+                spikes = levels(words, mask, groups.to(tl.int64) * cols, PLANES, 2)
+                a = tl.reshape(spikes, (M, LANES)).to(g.dtype)
             else:
                 pointer, mask = _tile(x, lane, channel, cols, samples, B, padded, groups, False)
                 a = tl.trans(tl.load(pointer, mask=mask & valid[None, :], other=0.0))

@@ -1,0 +1,22 @@
+"""What the launch sides of the Triton kernels share. Triton itself is imported at the first launch: it is optional."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+
+
+def on(device: torch.device) -> AbstractContextManager:
+    """Triton launches on the current device; CPU tensors mean its interpreter."""
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
+
+
+def products(dtype: torch.dtype) -> dict[str, Any]:
+    """Options of kernels that multiply: float32 in full, unless torch's own switch allows TF32."""
+    tf32 = torch.backends.cuda.matmul.fp32_precision == "tf32"
+    return {
+        "PRECISION": "ieee" if dtype == torch.float32 and not tf32 else "tf32",
+        "enable_fp_fusion": True,  # off by default from Triton 3.10; full float32 would take twice the time
+    }

@@ -1,0 +1,92 @@
+"""conv2d's Triton kernels without a GPU: interpreted against torch's convolution, and compiled ahead of time."""
+
+import itertools
+
+import pytest
+
+from esl_sparse.ops.conv2d import triton as launch
+
+from .conv2d_cases import Case, Problem
+from .test_triton import CHIPS, STACK, CompileOnly, interpreted, stack_bytes, triton
+
+triton_kernels = pytest.importorskip("esl_sparse.ops.conv2d.triton_kernels")
+
+
+@pytest.mark.parametrize(
+    "selection",
+    [
+        "test_agrees_with_torch and binary-panels and (16x16-strided or groups-16x16) and not precision",
+        pytest.param("test_agrees_with_torch", marks=pytest.mark.slow),
+    ],
+    ids=["some", "all"],
+)
+def test_interpreted(selection):
+    interpreted("test_conv2d.py", selection)
+
+
+KERNELS = {"forward": 0, "grad_input": 1, "grad_values": 2}
+# chip, kernel, kind of x, dtype, block, configuration
+SOME = [
+    ("sm_90", "forward", "binary", "bfloat16", (16, 16), 1),
+    ("sm_90", "grad_input", "binary", "bfloat16", (16, 16), 2),
+    ("sm_90", "grad_values", "binary", "bfloat16", (16, 16), 1),
+    # The worst case for the first configuration, which has to fit everywhere.
+    ("sm_86", "forward", "float", "float32", (128, 128), 0),
+    ("sm_86", "grad_input", "binary", "float32", (128, 128), 0),
+    ("sm_86", "grad_values", "levels4", "bfloat16", (128, 128), 0),
+]
+ALL = [
+    build
+    for chip, kernel, kind, (dtype, config), block in itertools.product(
+        CHIPS,
+        KERNELS,
+        ("binary", "float"),
+        [("float32", 0), *(("bfloat16", config) for config in range(4))],
+        ((16, 16), (64, 64), (128, 128)),
+    )
+    if (build := (chip, kernel, kind, dtype, block, config)) not in SOME
+]
+
+
+def compile_for(chip, kernel, kind, dtype, block, config, monkeypatch):
+    """What the launch code has compiled, with the arguments and attributes of a real call."""
+    tuned = getattr(triton_kernels, kernel)
+    options = tuned.configs[config].all_kwargs()
+    compiled = []
+
+    def compile_only(*args, grid, warmup, **kwargs):
+        compiled.append(tuned.fn.warmup(*args, grid=grid, **kwargs, **options))
+
+    monkeypatch.setattr(triton.runtime.driver, "_active", CompileOnly(CHIPS[chip].capability))
+    monkeypatch.setattr(tuned, "run", compile_only)
+    p = Problem(Case(128, 128, (3, 3), (4, 4), block, padding=(1, 1), B=64), kind, dtype)
+    x = p.packed().words if p.planes else p.panels(p.x).to(p.grad.dtype)
+    index, lanes = p.topology.index_tensors(), (1, 64)
+    rest = (index, p.geometry, 128, 9 * 128, *lanes, p.planes, p.scale)
+    values, bias = p.values.detach(), p.bias.detach()
+    if kernel == "forward":
+        launch.forward(x, values, bias, *rest, True)
+    else:
+        launch.backward(p.panels(p.grad).to(p.grad.dtype), x, values, *rest, KERNELS[kernel])
+    return compiled[0]
+
+
+@pytest.mark.parametrize(
+    "build",
+    [*SOME, *(pytest.param(build, marks=pytest.mark.slow) for build in ALL)],
+    ids=lambda build: "-".join(map(str, build)),
+)
+def test_compiles_ahead_of_time(build, monkeypatch, tmp_path):
+    chip, _, _, dtype, _, config = build
+    compiled = compile_for(*build, monkeypatch)
+    if config == 0:
+        assert compiled.metadata.shared <= CHIPS["sm_86"].shared_memory
+    if compiled.metadata.shared > CHIPS[chip].shared_memory:
+        assert config > 0
+        pytest.skip("the autotuner passes over it on this chip")
+    ptx = compiled.asm["ptx"]
+    if dtype == "float32":
+        assert "mma" not in ptx, "TF32 without being asked for"
+    else:
+        assert CHIPS[chip].instruction in ptx
+    assert stack_bytes(compiled.asm["cubin"], tmp_path) <= STACK[dtype]
