@@ -20,7 +20,14 @@ def results(tmp_path_factory):
     return tmp_path_factory.mktemp("results")
 
 
-SLOW = ("rewire", "overlap", "impossible", "scan", "showcase", "gpu")  # their small variants take 10 s and more
+SLOW = (
+    "rewire",
+    "overlap",
+    "impossible",
+    "scan",
+    "showcase",
+    "gpu",
+)  # their small variants take 10 s and more
 
 
 @pytest.fixture(params=[pytest.param(n, marks=pytest.mark.slow) if n in SLOW else n for n in BENCHMARKS])

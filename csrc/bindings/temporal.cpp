@@ -8,8 +8,8 @@ namespace esl {
 namespace {
 
 // rows, cols, bm, bn, crow, col, ccol, row_t, offset_t, values
-using Weight = std::tuple<int64_t, int64_t, int64_t, int64_t, uintptr_t, uintptr_t, uintptr_t, uintptr_t, uintptr_t,
-                          uintptr_t>;
+using Weight =
+    std::tuple<int64_t, int64_t, int64_t, int64_t, uintptr_t, uintptr_t, uintptr_t, uintptr_t, uintptr_t, uintptr_t>;
 
 BlockSparse weight(const Weight& w) {
   return {std::get<0>(w),
@@ -31,8 +31,9 @@ void bind_temporal(py::module_& m) {
   m.def("temporal_forward",
         [](const Weight& w, int64_t samples, uintptr_t z, uintptr_t z_out, uintptr_t slope, uintptr_t visits,
            int threads, uintptr_t scratch) -> int64_t {
-          const TemporalForward p{weight(w),        samples,           at<const float>(z), at<float>(z_out),
-                                  at<float>(slope), at<int64_t>(visits), at<void>(scratch),  threads};
+          const TemporalForward p{weight(w),         samples,          at<const float>(z),
+                                  at<float>(z_out),  at<float>(slope), at<int64_t>(visits),
+                                  at<void>(scratch), threads};
           py::gil_scoped_release release;
           return scratch ? ESL_DISPATCH(temporal_forward, p) : ESL_DISPATCH(temporal_forward_scratch, p);
         });

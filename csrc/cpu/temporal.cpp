@@ -1,7 +1,7 @@
 // Op temporal. Forward: a sample's inputs in the order of their times; each touches the neurons that it is connected to
-// and no others. Floor: 2 additions and a comparison per connection and sample, whose state (16 bytes a neuron) stays in
-// L1. Sums are double: what counts is their distance from 1. Backward: 16 samples at a time, per connection 3 loads, a
-// comparison and 2 operations for each gradient.
+// and no others. Floor: 2 additions and a comparison per connection and sample, whose state (16 bytes a neuron) stays
+// in L1. Sums are double: what counts is their distance from 1. Backward: 16 samples at a time, per connection 3 loads,
+// a comparison and 2 operations for each gradient.
 #include "esl/temporal.h"
 
 #include "esl/parallel.h"
@@ -96,8 +96,7 @@ void by_columns(const BlockSparse& w, float* values, int threads) {
       const float* const from = w.values + w.offset_t[q] * w.bm * w.bn;
       const int64_t valid = min(w.bm, w.rows - w.row_t[q] * w.bm);
       for (int64_t k = 0; k < w.bn; ++k)
-        for (int64_t i = 0; i < w.bm; ++i)
-          values[(q * w.bn + k) * w.bm + i] = i < valid ? from[i * w.bn + k] : 0.f;
+        for (int64_t i = 0; i < w.bm; ++i) values[(q * w.bn + k) * w.bm + i] = i < valid ? from[i * w.bn + k] : 0.f;
     }
   });
 }

@@ -152,9 +152,7 @@ def temporal_grad_values(
     lay = topology.layout
     for name, tensor in (("z_out", z_out), ("slope", slope), ("grad", grad)):
         if tensor.shape != (z.shape[0], lay.rows):
-            raise ValueError(
-                f"{name}: expected shape {(z.shape[0], lay.rows)}, got {tuple(tensor.shape)}"
-            )
+            raise ValueError(f"{name}: expected shape {(z.shape[0], lay.rows)}, got {tuple(tensor.shape)}")
     like = z.new_empty((topology.nnzb, lay.bm, lay.bn))  # only its shape is used
     index = topology.index_tensors()
     return temporal_backward_op(grad, z, z_out, slope, like, *index, lay.rows, lay.cols, 2)[1]

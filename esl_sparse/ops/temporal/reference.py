@@ -1,7 +1,7 @@
 """Definition of temporal: when neurons that integrate without leak fire for the first time (paper, Eq. 3 and 5).
 
-A spike at time t adds w exp(-(t' - t)) to the current at all t' > t; in z = exp(t) the potential is, with the sums over the
-spikes before z,
+A spike at time t adds w exp(-(t' - t)) to the current at all t' > t; in z = exp(t) the potential is, with the sum over
+the spikes before z,
 
     V(z) = sum_i w_i (1 - z_i / z)
 
@@ -22,7 +22,7 @@ from ...topology import BlockTopology
 def forward(z: Tensor, values: Tensor, topology: BlockTopology) -> tuple[Tensor, Tensor]:
     """``z [N, cols]`` -> ``z_out [N, rows]``, infinity where a neuron never fires, and the sum of the causal weights
     - 1, 0 there."""
-    weight = topology.to_dense(values).to(z.dtype)
+    weight = topology.to_dense(values).double()  # what counts is how far a sum is from 1
     z_out = z.new_full((z.shape[0], weight.shape[0]), torch.inf)
     slope = torch.zeros_like(z_out)
     for n in range(z.shape[0] if z.shape[1] else 0):  # a sample at a time: each has an order of its own
@@ -31,14 +31,17 @@ def forward(z: Tensor, values: Tensor, topology: BlockTopology) -> tuple[Tensor,
         w = weight[:, order] * spikes
         weights, moments = w.cumsum(1), (w * time.where(spikes, time.new_zeros(()))).cumsum(1)
         solved = moments / (weights - 1)
-        following = torch.cat([time[1:], time.new_full((1,), torch.inf)])
+        following = torch.cat(
+            [time[1:], time.new_full((1,), torch.inf)]
+        )  # of any input: others have no weight
         first = ((weights > 1) & (solved < following)).int()
         at = first.argmax(1, keepdim=True)
         fires = first.any(1)
         # After the latest causal input, so that backward can tell causal inputs by their times.
         after = torch.nextafter(time[at[:, 0]], time.new_tensor(torch.inf))
-        z_out[n] = torch.where(fires, solved.gather(1, at)[:, 0].maximum(after), z_out[n])
-        slope[n] = torch.where(fires, weights.gather(1, at)[:, 0] - 1, slope[n])
+        solution = solved.gather(1, at)[:, 0].to(z.dtype).maximum(after)
+        z_out[n] = torch.where(fires, solution, z_out[n])
+        slope[n] = torch.where(fires, (weights.gather(1, at)[:, 0] - 1).to(z.dtype), slope[n])
     return z_out, slope
 
 
