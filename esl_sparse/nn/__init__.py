@@ -7,6 +7,13 @@ from .lif import LIF, reset
 from .linear import SparseLinear
 from .loss import TETLoss
 from .pool import AdaptiveAvgPool2d, AvgPool2d, MaxPool2d
+from .temporal import (
+    TemporalCrossEntropy,
+    TemporalLinear,
+    binary_times,
+    clip_neuron_grad_norm_,
+    latency_times,
+)
 
 __all__ = [
     "LIF",
@@ -19,5 +26,10 @@ __all__ = [
     "SparseLinear",
     "SpikingBlock",
     "TETLoss",
+    "TemporalCrossEntropy",
+    "TemporalLinear",
+    "binary_times",
+    "clip_neuron_grad_norm_",
+    "latency_times",
     "reset",
 ]

@@ -24,8 +24,6 @@ from ..packed import Lanes, PackedSpikes
 from ..topology import BlockTopology, resolve_block_size
 from .sparse import BlockSparseLayer
 
-_SCORE_BYTES = 1 << 20  # of gradients made at a time when all blocks are scored
-
 
 class _Seen(NamedTuple):
     """An input as bits or as float panels, and whether the output was currents, that is panels."""
@@ -226,22 +224,7 @@ class _SparseConv(BlockSparseLayer):
         return ConvCall(seen.x, grad, lanes, seen.geometry)
 
     def block_scores(self, calls: Sequence[ConvCall]) -> Iterator[tuple[int, Tensor]]:
-        lay = self._layout
-        row_bytes = max(1, lay.col_blocks * lay.bm * lay.bn * 4)
-        strip = max(1, min(_SCORE_BYTES, self.values.nbytes) // row_bytes)
-        device = self.values.device
-        for first in range(0, lay.row_blocks, strip):
-            count = min(strip, lay.row_blocks - first)
-            rows = torch.arange(lay.row_blocks + 1, device=device)
-            crow = rows.sub_(first).clamp_(0, count).mul_(lay.col_blocks).int()
-            col = torch.arange(lay.col_blocks, dtype=torch.int32, device=device).repeat(count)
-            every = BlockTopology(lay, crow, col, *self.topology.index_tensors()[2:])
-            gradient = self.gradient_at(every, calls[0])
-            for call in calls[1:]:
-                gradient += self.gradient_at(every, call)
-            ids = torch.arange(first * lay.col_blocks, (first + count) * lay.col_blocks, device=device)
-            scores = gradient.abs_().sum((1, 2)).div_(lay.block_extent(ids)).float()
-            yield first, scores.view(count, lay.col_blocks)
+        return self._scores_by_strips(calls)
 
     def gradient_at(self, topology: BlockTopology, call: ConvCall) -> Tensor:
         return conv2d_grad_values(call.x, call.grad, topology, call.geometry, call.lanes)

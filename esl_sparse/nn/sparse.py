@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 INPUTS = ("auto", "binary", "levels", "float")
 _BINARY = (1, 1.0)
 _FLOAT = (0, 1.0)
+_SCORE_BYTES = 1 << 20  # of gradients made at a time when all blocks are scored
 _INDEX = ("crow_indices", "col_indices", "ccol_indices", "row_indices_t", "block_offsets_t")
 
 
@@ -190,6 +191,25 @@ class BlockSparseLayer(nn.Module):
             found = _FLOAT
         self._kind = found
         return run(*found)
+
+    def _scores_by_strips(self: Any, calls: Sequence[Any]) -> Iterator[tuple[int, Tensor]]:
+        """Mean |gradient| of all blocks, from :meth:`gradient_at`, some rows of blocks at a time."""
+        lay = self._layout
+        row_bytes = max(1, lay.col_blocks * lay.bm * lay.bn * 4)
+        strip = max(1, min(_SCORE_BYTES, self.values.nbytes) // row_bytes)
+        device = self.values.device
+        for first in range(0, lay.row_blocks, strip):
+            count = min(strip, lay.row_blocks - first)
+            rows = torch.arange(lay.row_blocks + 1, device=device)
+            crow = rows.sub_(first).clamp_(0, count).mul_(lay.col_blocks).int()
+            col = torch.arange(lay.col_blocks, dtype=torch.int32, device=device).repeat(count)
+            every = BlockTopology(lay, crow, col, *self.topology.index_tensors()[2:])
+            gradient = self.gradient_at(every, calls[0])
+            for call in calls[1:]:
+                gradient += self.gradient_at(every, call)
+            ids = torch.arange(first * lay.col_blocks, (first + count) * lay.col_blocks, device=device)
+            scores = gradient.abs_().sum((1, 2)).div_(lay.block_extent(ids)).float()
+            yield first, scores.view(count, lay.col_blocks)
 
     # Conversions. Each kind of layer says what its dense weight looks like.
 

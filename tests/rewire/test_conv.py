@@ -89,7 +89,7 @@ def calls_of(module, *calls, packed=False):
 @pytest.mark.parametrize("strip_bytes", [1, 1 << 20])
 def test_scores_of_all_blocks(backend, name, kind, strip_bytes, monkeypatch):
     """Of two calls together: their gradients are summed before magnitudes are taken."""
-    monkeypatch.setattr(esl_sparse.nn.conv, "_SCORE_BYTES", strip_bytes)
+    monkeypatch.setattr(esl_sparse.nn.sparse, "_SCORE_BYTES", strip_bytes)
     module = layer(name)
     calls = [data(module, kind, 2, 5), data(module, kind, 3, 4)]
     expected = scores(module, dense_gradient(module, *calls))
