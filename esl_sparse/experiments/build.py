@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from itertools import pairwise
 from typing import Any, NamedTuple
@@ -9,12 +10,19 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.optim.lr_scheduler import ConstantLR, CosineAnnealingLR, LRScheduler
+from torch.optim.lr_scheduler import ConstantLR, CosineAnnealingLR, ExponentialLR, LRScheduler
 
 from ..convert import sparsify
 from ..data import Dataset
-from ..models import SpikingMLP, convnet, resnet19, vggsnn
-from ..nn import SparseConv2d, SparseLinear, TETLoss
+from ..models import SingleSpikeMLP, SpikingMLP, convnet, resnet19, vggsnn
+from ..nn import (
+    SparseConv2d,
+    SparseLinear,
+    TemporalCrossEntropy,
+    TemporalLinear,
+    TETLoss,
+    clip_neuron_grad_norm_,
+)
 from ..rewire import GROW_RULES, DeepR, GradientRule, Rewirer
 from ..rewire.distribution import DISTRIBUTIONS
 from ..rewire.evolver import Evolver
@@ -37,6 +45,24 @@ class MeanLoss(nn.Module):
         return F.cross_entropy(outputs.mean(0), target)
 
 
+class SingleSpikeLoss(nn.Module):
+    """Eq. 6 and what keeps neurons firing and weights small (Mostafa 2018), of outputs `[1, N, classes]`, minus z."""
+
+    def __init__(self, model: SingleSpikeMLP, weight_sum_cost: float, l2: float) -> None:
+        super().__init__()
+        self.layers = [module for module in model.modules() if isinstance(module, TemporalLinear)]
+        self.weight_sum_cost, self.l2 = weight_sum_cost, l2
+        self.cross_entropy = TemporalCrossEntropy()
+
+    def forward(self, outputs: Tensor, target: Tensor) -> Tensor:
+        loss = self.cross_entropy(-outputs.squeeze(0), target)
+        for layer in self.layers:
+            loss = (
+                loss + self.weight_sum_cost * layer.weight_sum_cost() + self.l2 * layer.values.square().sum()
+            )
+        return loss
+
+
 def build(config: TrainConfig, dataset: Dataset, total_steps: int) -> Parts:
     """Seeds torch's global generator: the parts depend on the configuration alone.
 
@@ -45,26 +71,50 @@ def build(config: TrainConfig, dataset: Dataset, total_steps: int) -> Parts:
     """
     torch.manual_seed(config.seed)
     generator = torch.Generator().manual_seed(config.seed)
-    model = (_perceptron if config.model == "mlp" else _convolutional)(config, dataset, generator)
+    make: Any = {"mlp": _perceptron, "single-spike": _single_spike}.get(config.model, _convolutional)
+    model = make(config, dataset, generator)
     optimizer = _optimizer(config, model)
     if config.schedule == "cosine":
         scheduler: LRScheduler = CosineAnnealingLR(optimizer, total_steps)
+    elif config.schedule == "exponential":
+        scheduler = ExponentialLR(optimizer, 0.01 ** (1 / total_steps))
     else:
         scheduler = ConstantLR(optimizer, factor=1.0)
     return Parts(
         model,
-        TETLoss() if config.loss == "tet" else MeanLoss(),
+        _loss(config, model),
         optimizer,
         scheduler,
         _rewirer(config, model, optimizer, total_steps),
     )
 
 
-def _perceptron(config: TrainConfig, dataset: Dataset, generator: torch.Generator) -> SpikingMLP:
+def _loss(config: TrainConfig, model: nn.Module) -> nn.Module:
+    if isinstance(model, SingleSpikeMLP):
+        return SingleSpikeLoss(model, config.weight_sum_cost, config.l2)
+    return TETLoss() if config.loss == "tet" else MeanLoss()
+
+
+def _hidden_densities(config: TrainConfig, dataset: Dataset) -> Iterator[float]:
     if dataset.event:
         raise ValueError(f"model: {config.model} takes still images, {dataset.name} gives frames of events")
     shapes = [(m, n) for n, m in pairwise((dataset.features, *config.hidden))]
-    densities = iter(DISTRIBUTIONS.resolve(config.sharing)(shapes, config.density))
+    return iter(DISTRIBUTIONS.resolve(config.sharing)(shapes, config.density))
+
+
+def _single_spike(config: TrainConfig, dataset: Dataset, generator: torch.Generator) -> SingleSpikeMLP:
+    densities = _hidden_densities(config, dataset)
+
+    def layer(n: int, m: int) -> TemporalLinear:
+        density = 1.0 if config.structure == "dense" else next(densities)
+        block_size = "auto" if config.structure == "dense" else config.block_size
+        return TemporalLinear(n, m, density=density, block_size=block_size, generator=generator)
+
+    return SingleSpikeMLP(dataset.features, config.hidden, dataset.classes, layer=layer)
+
+
+def _perceptron(config: TrainConfig, dataset: Dataset, generator: torch.Generator) -> SpikingMLP:
+    densities = _hidden_densities(config, dataset)
 
     def linear(n: int, m: int, input: str) -> nn.Module:
         if config.structure == "dense":
@@ -123,9 +173,19 @@ def _fix_inputs(model: nn.Module, binary: bool) -> None:
 
 def _optimizer(config: TrainConfig, model: nn.Module) -> torch.optim.Optimizer:
     if config.optimizer == "sgd":
-        return torch.optim.SGD(model.parameters(), config.lr, momentum=0.9)
-    kinds = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
-    return kinds[config.optimizer](model.parameters(), config.lr, fused=True)
+        optimizer: torch.optim.Optimizer = torch.optim.SGD(model.parameters(), config.lr, momentum=0.9)
+    else:
+        kinds = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
+        optimizer = kinds[config.optimizer](model.parameters(), config.lr, fused=True)
+    layers = [module for module in model.modules() if isinstance(module, TemporalLinear)]
+
+    def limit(*_: object) -> None:
+        for layer in layers:
+            clip_neuron_grad_norm_(layer, config.grad_limit)
+
+    if layers:
+        optimizer.register_step_pre_hook(limit)
+    return optimizer
 
 
 def _exact(name: str) -> GradientRule:

@@ -13,9 +13,9 @@ from ..rewire import REDISTRIBUTIONS
 from ..rewire.distribution import DISTRIBUTIONS
 
 STRUCTURES = ("dense", "mask", "static", "evolve", "deep_r")
-MODELS = ("mlp", "convnet", "vggsnn", "resnet19")
+MODELS = ("mlp", "single-spike", "convnet", "vggsnn", "resnet19")
 OPTIMIZERS = ("adam", "adamw", "sgd")
-SCHEDULES = ("cosine", "constant")
+SCHEDULES = ("cosine", "exponential", "constant")
 READOUTS = ("current", "integrate")
 LOSSES = ("tet", "mean")
 
@@ -41,9 +41,14 @@ class TrainConfig:
     evolve: block-sparse, pruned and regrown every `interval` iterations in the first `t_end` of the run.
     deep_r: block-sparse, every weight of fixed sign, replaced where it reaches zero, in the first `t_end`.
 
-    Of the mlp these are the hidden layers, `hidden` wide, and its readout is dense. Of the other models these are all
-    layers to which `distribution` gives less than all weights; "auto" is uniform for the mlp and erk for the others.
-    `channels` are those of the convnet. `size` and `split` are options of data sets that have them, None their own.
+    Of the mlp and of single-spike these are the hidden layers, `hidden` wide, and the readout is dense. Of the other
+    models these are all layers to which `distribution` gives less than all weights; "auto" is uniform for the former
+    and erk for the latter. `channels` are those of the convnet. `size` and `split` are options of data sets that have
+    them, None their own.
+
+    Of single-spike, whose neurons fire once, T, tau, readout and loss say nothing; `weight_sum_cost`, `l2` and
+    `grad_limit` are Mostafa's K, lambda and limit of the gradient's norm of a neuron. "exponential" falls to a
+    hundredth of `lr`.
     """
 
     data: str = "mnist"
@@ -61,6 +66,9 @@ class TrainConfig:
     tau: float = 0.5
     readout: str = "current"
     loss: str = "tet"
+    weight_sum_cost: float = 100.0
+    l2: float = 1e-3
+    grad_limit: float = 10.0
     epochs: int = 20
     batch_size: int = 128
     lr: float = 5e-3
@@ -86,7 +94,14 @@ class TrainConfig:
             _check(self, name, 0 < getattr(self, name) <= 1, "more than 0 and at most 1")
         for name in ("alpha", "t_start", "t_end"):
             _check(self, name, 0 <= getattr(self, name) <= 1, "0 to 1")
-        _check(self, "lr", self.lr > 0, "more than 0")
+        for name in ("lr", "grad_limit"):
+            _check(self, name, getattr(self, name) > 0, "more than 0")
+        for name in ("weight_sum_cost", "l2"):
+            _check(self, name, getattr(self, name) >= 0, "at least 0")
+        single = self.model == "single-spike"
+        _check(
+            self, "structure", not (single and self.structure == "mask"), "no mask for single-spike networks"
+        )
         for name in ("hidden", "channels"):
             sizes = getattr(self, name)
             _check(self, name, bool(sizes) and min(sizes) >= 1, "positive layer sizes")
@@ -107,7 +122,11 @@ class TrainConfig:
         """How layers share the density: `distribution`, or what "auto" stands for."""
         if self.distribution != "auto":
             return self.distribution
-        return "uniform" if self.model == "mlp" else "erk"
+        return "uniform" if self.fully_connected else "erk"
+
+    @property
+    def fully_connected(self) -> bool:
+        return self.model in ("mlp", "single-spike")
 
     @property
     def evolves(self) -> bool:
@@ -122,16 +141,18 @@ class TrainConfig:
         """The conditions in a few words."""
         words = [self.data, self.network, self.structure]
         if self.structure != "dense":
-            shared = "" if self.model == "mlp" and self.sharing == "uniform" else f" ({self.sharing})"
+            shared = "" if self.fully_connected and self.sharing == "uniform" else f" ({self.sharing})"
             words.append(f"density {self.density:g}{shared}")
         if self.has_blocks:
             words.append(f"blocks {self.block}")
-        return ", ".join([*words, f"T {self.T}", f"seed {self.seed}"])
+        if self.model != "single-spike":
+            words.append(f"T {self.T}")
+        return ", ".join([*words, f"seed {self.seed}"])
 
     @property
     def network(self) -> str:
         """The model and, where they can be chosen, its sizes."""
-        sizes = {"mlp": self.hidden, "convnet": self.channels}.get(self.model, ())
+        sizes = self.hidden if self.fully_connected else self.channels if self.model == "convnet" else ()
         return " ".join([self.model, *(["-".join(map(str, sizes))] if sizes else [])])
 
     @property

@@ -10,13 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from .. import _native
-from ..nn import LIF, SparseConv2d, SparseLinear, SpikingBlock
+from ..nn import LIF, SparseConv2d, SparseLinear, SpikingBlock, TemporalLinear
 from ..ops.block_score.native import count_spikes
 from ..packed import PackedSpikes
 from .masked import MaskedLayer
 from .records import WeightState
 
-SparseWeight = SparseLinear | SparseConv2d
+SparseWeight = SparseLinear | SparseConv2d | TemporalLinear
 WeightLayer = SparseWeight | nn.Linear | nn.Conv2d
 
 
@@ -57,7 +57,8 @@ def weight_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> WeightSt
 
 
 class FiringRates:
-    """Mean spikes per neuron and step of every layer of neurons in its last training call.
+    """Mean spikes per neuron and step of every layer of neurons in its last training call; of neurons that fire once,
+    how many do.
 
     That of a `SpikingBlock` is the mean of what leaves it: averages over pixels keep the mean, but for the last row and
     column where the pool leaves them out.
@@ -68,12 +69,14 @@ class FiringRates:
         inside = {block.lif for block in model.modules() if isinstance(block, SpikingBlock)}
         for name, module in model.named_modules():
             if isinstance(module, SpikingBlock) or (isinstance(module, LIF) and module not in inside):
-                module.register_forward_hook(self._hook(name))
+                module.register_forward_hook(self._hook(name, mean_of))
+            elif isinstance(module, TemporalLinear):
+                module.register_forward_hook(self._hook(name, lambda z: mean_of(z.isfinite().float())))
 
-    def _hook(self, name: str) -> Callable[..., None]:
+    def _hook(self, name: str, rate: Callable[[Any], float]) -> Callable[..., None]:
         def record(module: nn.Module, args: object, spikes: Any) -> None:
             if module.training:
-                self.last[name] = mean_of(spikes)
+                self.last[name] = rate(spikes)
 
         return record
 

@@ -2,6 +2,7 @@
 
 from .mlp import SpikingMLP
 from .resnet19 import SpikingResNet, resnet19
+from .single_spike import SingleSpikeMLP
 from .vggsnn import SpikingCNN, convnet, vggsnn
 
-__all__ = ["SpikingCNN", "SpikingMLP", "SpikingResNet", "convnet", "resnet19", "vggsnn"]
+__all__ = ["SingleSpikeMLP", "SpikingCNN", "SpikingMLP", "SpikingResNet", "convnet", "resnet19", "vggsnn"]

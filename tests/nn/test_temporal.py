@@ -153,7 +153,7 @@ def test_learns_digits():
     )
     optimizer = torch.optim.Adam(net.parameters(), 5e-3)
     rewirer = esl.Rewirer(net, optimizer, grow="gradient", interval=20, t_end=120)
-    for step in range(160):
+    for _ in range(160):
         pick = torch.randint(1400, (128,))
         loss = TemporalCrossEntropy()(net(z[pick]), y[pick])
         loss = loss + 100 * sum(module.weight_sum_cost() for module in net)
