@@ -54,4 +54,7 @@ PYBIND11_MODULE(_C, m) {
   bind_block_score(m);
   bind_select(m);
   bind_transpose_index(m);
+#ifdef ESL_HAVE_CUDA
+  bind_cuda(m);
+#endif
 }
