@@ -17,8 +17,10 @@ from ...topology import BlockLayout, BlockTopology
 from .._library import NoDoubleBackward, apply, define, differentiable_backward, empty
 from ..pack import reference as pack_reference
 from ..pack.op import from_panels_op, pack_op, to_panels_op
-from . import native, reference
+from . import cuda, native, reference
 from .geometry import Geometry
+
+_KERNELS = {"native": native, "cuda": cuda}
 
 
 def _topology(values: Tensor, index: tuple[Tensor, ...], g: Geometry, rows: int, cols: int) -> BlockTopology:
@@ -39,8 +41,10 @@ def _forward(
 ):
     geometry, index = Geometry(*geometry), (crow, col, ccol, row_t, offset_t)
     dtype = values.dtype if x.dtype == torch.int64 else x.dtype
-    if choose("conv2d", values.device.type, dtype, values.shape[1:]) == "native":
-        return native.forward(x, values, bias, index, geometry, rows, cols, T, B, planes, scale, want_stats)
+    backend = choose("conv2d", values.device.type, dtype, values.shape[1:])
+    if backend in _KERNELS:
+        run = _KERNELS[backend].forward
+        return run(x, values, bias, index, geometry, rows, cols, T, B, planes, scale, want_stats)
     maps = _feature_map(x, T, B, scale, dtype)
     y = reference.forward(maps, values, bias, _topology(values, index, geometry, rows, cols), geometry)
     panels = pack_reference.to_panels(y.to(dtype).view(T, B, *y.shape[1:]))
@@ -61,8 +65,10 @@ def _backward(
 ):
     """Gradients of x (panels), values and bias; ``needs`` is a bit set of the three."""
     geometry, index = Geometry(*geometry), (crow, col, ccol, row_t, offset_t)
-    if choose("conv2d", values.device.type, grad.dtype, values.shape[1:]) == "native":
-        return native.backward(grad, x, values, index, geometry, rows, cols, T, B, planes, scale, needs)
+    backend = choose("conv2d", values.device.type, grad.dtype, values.shape[1:])
+    if backend in _KERNELS:
+        run = _KERNELS[backend].backward
+        return run(grad, x, values, index, geometry, rows, cols, T, B, planes, scale, needs)
     back = _feature_map(grad, T, B, 1.0, grad.dtype)
     maps = _feature_map(x, T, B, scale, grad.dtype)
     topology = _topology(values, index, geometry, rows, cols)
