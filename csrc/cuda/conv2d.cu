@@ -33,7 +33,10 @@ ConvSizes::ConvSizes(const Conv2dCuda& p)
       sh(static_cast<int>(p.shape.sh)),
       sw(static_cast<int>(p.shape.sw)),
       by_kw(static_cast<int>(p.shape.kw)),
-      by_col_blocks(col_blocks > 0 ? col_blocks : 1) {}
+      by_col_blocks(col_blocks > 0 ? col_blocks : 1),
+      one_tap(kh * kw == 1),
+      all_inside(ph == 0 && pw == 0 && (p.shape.Ho - 1) * p.shape.sh + (p.shape.kh - 1) * p.shape.dh < p.shape.H &&
+                 (p.shape.Wo - 1) * p.shape.sw + (p.shape.kw - 1) * p.shape.dw < p.shape.W) {}
 
 namespace {
 
@@ -76,10 +79,12 @@ struct Forward {
     if (first >= grid.positions || outs <= 0) return;
     int y0[P], x0[P];
     int64_t base[P];
+    uint32_t present = 0;
 #pragma unroll
     for (int u = 0; u < P; ++u) {
       const int g = (first + u) / grid.pixels, pixel = (first + u) % grid.pixels;
-      y0[u] = first + u < grid.positions ? pixel / grid.width * s.sh.d - s.ph : kOutside;
+      present |= static_cast<uint32_t>(first + u < grid.positions) << u;
+      y0[u] = pixel / grid.width * s.sh.d - s.ph;
       x0[u] = pixel % grid.width * s.sw.d - s.pw;
       base[u] = ((static_cast<int64_t>(g) * s.H + y0[u]) * s.W + x0[u]) * s.channels + group * s.ci;
     }
@@ -88,12 +93,14 @@ struct Forward {
     for (int b = p.w.crow[rb]; b < end; ++b) {
       const Tap tap(s, p.w.col[b]);
       const int64_t offset = (static_cast<int64_t>(tap.y) * s.W + tap.x) * s.channels + tap.channel;
-      uint32_t inside = 0;
+      uint32_t inside = present;
+      if (!s.all_inside) {
 #pragma unroll
-      for (int u = 0; u < P; ++u) {
-        const bool in = static_cast<unsigned>(y0[u] + tap.y) < static_cast<unsigned>(s.H) &&
-                        static_cast<unsigned>(x0[u] + tap.x) < static_cast<unsigned>(s.W);
-        inside |= static_cast<uint32_t>(in) << u;
+        for (int u = 0; u < P; ++u) {
+          const bool in = static_cast<unsigned>(y0[u] + tap.y) < static_cast<unsigned>(s.H) &&
+                          static_cast<unsigned>(x0[u] + tap.x) < static_cast<unsigned>(s.W);
+          inside &= ~(static_cast<uint32_t>(!in) << u);
+        }
       }
       if (!inside) continue;
       const float* w = p.w.values + (static_cast<int64_t>(b) * s.bm + i0) * s.bn;

@@ -29,6 +29,7 @@ struct ConvSizes {
   int H, W, Ho, Wo, kh, kw, ph, pw, dh, dw;
   int channels, rows;  // of all groups
   Divider sh, sw, by_kw, by_col_blocks;
+  bool one_tap, all_inside;  // as in a linear layer: every tap is the first one; no tap reads beyond the border
 
   explicit ConvSizes(const Conv2dCuda& p);
 };
@@ -37,7 +38,8 @@ struct ConvSizes {
 struct Tap {
   int channel, y, x;
 
-  ESL_INLINE Tap(const ConvSizes& s, int column) {
+  ESL_INLINE Tap(const ConvSizes& s, int column) : channel(column * s.bn), y(0), x(0) {
+    if (s.one_tap) return;
     const int tap = s.by_col_blocks(column), i = s.by_kw(tap);
     channel = (column - tap * s.col_blocks) * s.bn;
     y = i * s.dh;
