@@ -6,15 +6,19 @@ from esl_sparse.ops._library import raw
 from esl_sparse.ops.conv2d import conv2d_panels
 
 from ..ops.conv2d_cases import CASES, Case, Problem, check
-from ..ops.test_conv2d import VARIANTS
+from ..ops.test_conv2d import VARIANTS, pairs
 from .cases import assert_streams_and_graphs_change_nothing
 
 pytestmark = [pytest.mark.gpu, pytest.mark.filterwarnings("ignore:Using padding='same'")]
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16", "autocast"])
-@pytest.mark.parametrize("kind,form", VARIANTS)
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(
+    "case,kind,form,dtype",
+    [
+        *((case, *variant, "float32") for case in CASES for variant in VARIANTS),
+        *((*pair, dtype) for dtype in ("float16", "bfloat16", "autocast") for pair in pairs(dtype)),
+    ],
+)
 def test_cuda_kernels_agree_with_torch(case, kind, form, dtype):
     with _backends.use("cuda"):
         check(CASES[case], kind, form, dtype, "cuda")
