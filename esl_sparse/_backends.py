@@ -29,12 +29,15 @@ _CPU_OPS = (
 BACKENDS: dict[str, tuple[str, ...]] = {
     "native": _CPU_OPS,
     "triton": ("linear", "conv2d", "block_score"),
+    "cuda": tuple(op for op in _CPU_OPS if op not in ("block_score", "temporal")),
     "reference": _CPU_OPS,
 }
 _DTYPES = {
     "native": (torch.float32, torch.bfloat16),
     "triton": (torch.float32, torch.float16, torch.bfloat16),
+    "cuda": (torch.float32, torch.float16, torch.bfloat16),
 }
+_CUDA_TENSORS = ("cuda",)  # tests add the CPU, for kernels that they emulate
 _TRITON_PRODUCTS = ("linear", "conv2d", "block_score")
 _TRITON_MIN_BLOCK = 16  # tl.dot takes no smaller tile; ops without blocks have none to be too small
 
@@ -54,6 +57,10 @@ def _refusal(
         if device_type != "cpu":
             return f"its kernels run on CPU tensors, not on {device_type}; move the model or ask for 'auto'"
         return _native.reason()
+    if backend == "cuda":
+        if device_type not in _CUDA_TENSORS:
+            return f"its kernels run on CUDA tensors, not on {device_type}; move the model or ask for 'auto'"
+        return _native.cuda_reason()
     # The interpreter is for tests: far slower than the reference, so never an automatic choice.
     interpreted = explicit and os.environ.get("TRITON_INTERPRET") == "1"
     if device_type != "cuda" and not interpreted:
@@ -75,6 +82,12 @@ def triton_reason() -> str:
         import triton  # noqa: F401
     except ImportError as e:
         return f"Triton does not load ({e}); `pip install 'esl_sparse[triton]'`"
+    if torch.cuda.is_available() and not torch.version.hip:
+        major, minor = torch.cuda.get_device_capability()
+        if major < 8:
+            return (
+                f"Triton needs compute capability 8.0, this GPU has {major}.{minor}; ask for 'auto' or 'cuda'"
+            )
     return ""
 
 
@@ -112,7 +125,7 @@ def choose(
 
 
 def set_backend(request: str) -> None:
-    """Set the process-wide request: auto, native, triton or reference."""
+    """Set the process-wide request: auto, native, triton, cuda or reference."""
     global _request
     _request = _known(request, "backend")
     choose.cache_clear()
@@ -145,6 +158,7 @@ class BackendReport:
     openmp: bool
     threads: int
     cuda_kernels: str
+    cuda_why: str
     triton: str | None
     triton_why: str
     gpu: str | None
@@ -163,7 +177,10 @@ class BackendReport:
             native = [f"no: {self.native_why}"]
         rows = [
             ("native CPU", native),
-            ("CUDA kernels", [self.cuda_kernels]),
+            (
+                "CUDA kernels",
+                [f"no: {self.cuda_why}" if self.cuda_why else f"for {self.cuda_kernels} and newer"],
+            ),
             ("Triton", [self.triton or f"no: {self.triton_why}"]),
             ("GPU", [self.gpu or "none that torch can see"]),
             ("request", [self.request]),
@@ -217,6 +234,7 @@ def backends() -> BackendReport:
         openmp=info.get("openmp", False),
         threads=torch.get_num_threads(),
         cuda_kernels=info.get("cuda", "no: there are no native kernels"),
+        cuda_why=_native.cuda_reason(),
         triton=version,
         triton_why=triton_why,
         gpu=torch.cuda.get_device_name() if torch.cuda.is_available() else None,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import importlib
 import os
+import re
 from types import ModuleType
 from typing import Any
 
@@ -54,6 +55,32 @@ def lib() -> ModuleType:
     if isinstance(loaded, str):
         raise RuntimeError(reason())
     return loaded
+
+
+@functools.cache
+def cuda_reason() -> str:
+    """Why the CUDA kernels are not available, and what to do; empty if they are."""
+    if why := reason():
+        return why
+    info = build_info()["cuda"]
+    if info.startswith("no: "):
+        return (
+            f"esl_sparse was built without CUDA kernels ({info.removeprefix('no: ')}); "
+            "rebuild with nvcc on PATH and ESL_SPARSE_BUILD=cuda"
+        )
+    import torch
+
+    if torch.version.hip:
+        return "they are for NVIDIA GPUs, and this torch is built for ROCm; use blocks that Triton serves"
+    oldest = re.match(r"\d+", info)
+    if oldest and torch.cuda.is_available():
+        major, minor = torch.cuda.get_device_capability()
+        if 10 * major + minor < int(oldest[0]):
+            return (
+                f"they were compiled for compute capabilities {info} and newer, and this GPU has {major}.{minor}; "
+                f"rebuild with ESL_SPARSE_CUDA_ARCHS={major}{minor}"
+            )
+    return ""
 
 
 def build_info() -> dict[str, Any]:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from . import _native
 from ._backends import choose
+from ._cuda import launch
 
 MAX_BLOCK = 128
 _INT32_MAX = 2**31 - 1
@@ -110,9 +111,11 @@ def row_indices(crow_indices: Tensor, nnzb: int) -> Tensor:
 
 def transpose_index(crow_indices: Tensor, col_indices: Tensor, col_blocks: int) -> TransposedIndex:
     """Derive the column-order index. Natively O(nnzb + col_blocks) time, and no memory beyond the result."""
-    device = col_indices.device.type
-    if device == "cpu" and choose("transpose_index", device, torch.float32) == "native":
+    backend = choose("transpose_index", col_indices.device.type, torch.float32)
+    if backend == "native":
         return _transpose_index_native(crow_indices.int(), col_indices.int(), col_blocks)
+    if backend == "cuda":
+        return _transpose_index_cuda(crow_indices.int(), col_indices.int(), col_blocks)
     nnzb = col_indices.numel()
     order = torch.sort(col_indices, stable=True).indices
     ccol = torch.zeros(col_blocks + 1, dtype=torch.int64, device=col_indices.device)
@@ -130,6 +133,19 @@ def _transpose_index_native(crow: Tensor, col: Tensor, col_blocks: int) -> Trans
     run = _native.lib().transpose_index
     scratch = torch.empty(run(*args, 0), dtype=torch.uint8)
     run(*args, scratch.data_ptr())
+    return TransposedIndex(ccol, row_t, offset_t)
+
+
+def _transpose_index_cuda(crow: Tensor, col: Tensor, col_blocks: int) -> TransposedIndex:
+    crow, col, device = crow.contiguous(), col.contiguous(), col.device
+    ccol = torch.empty(col_blocks + 1, dtype=torch.int32, device=device)
+    row_t, offset_t = torch.empty_like(col), torch.empty_like(col)
+    tensors = (crow, col, ccol, row_t, offset_t)
+    args = (crow.numel() - 1, col_blocks, col.numel(), *(t.data_ptr() for t in tensors))
+    # The address 0 asks how much scratch there must be, so there is always some.
+    needed = launch("transpose_index", device, *args, 0)
+    scratch = torch.empty(max(needed or 0, 1), dtype=torch.uint8, device=device)
+    launch("transpose_index", device, *args, scratch.data_ptr())
     return TransposedIndex(ccol, row_t, offset_t)
 
 

@@ -5,11 +5,15 @@ import torch
 
 from esl_sparse import _backends, _native, arena
 
+from . import emulation
+
 
 def available() -> list[str]:
     """What this process can test; Triton decides when it is imported whether it interprets."""
     if os.environ.get("TRITON_INTERPRET") == "1":
         return ["triton"]
+    if emulation.ENABLED:
+        return ["cuda"]
     isas = _native.supported_isas() if _native.available() else []
     return ["reference", *(f"native-{isa}" for isa in isas)]
 
@@ -18,6 +22,10 @@ def available() -> list[str]:
 def backend(request, threads):
     """Runs the test once per implementation; native kernels once per instruction set of this machine."""
     threads(1)  # the problems are tiny; what a second thread changes has tests of its own
+    if request.param == "cuda":
+        with emulation.emulated():
+            yield "cuda"
+        return
     name, _, isa = request.param.partition("-")
     before = _native.get_isa() if isa else None
     if isa:

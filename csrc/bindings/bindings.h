@@ -27,5 +27,6 @@ void bind_block_score(py::module_& m);
 void bind_select(py::module_& m);
 void bind_transpose_index(py::module_& m);
 void bind_temporal(py::module_& m);
+void bind_cuda(py::module_& m);  // where csrc/cuda is compiled in
 
 }  // namespace esl

@@ -55,4 +55,7 @@ PYBIND11_MODULE(_C, m) {
   bind_select(m);
   bind_transpose_index(m);
   bind_temporal(m);
+#ifdef ESL_HAVE_CUDA
+  bind_cuda(m);
+#endif
 }

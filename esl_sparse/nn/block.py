@@ -135,7 +135,7 @@ class SpikingBlock(nn.Module):
                     f"residual: expected to add (T, N, H, W, C) = {expected} to the current, got {got}"
                 )
         lif, pool = self.lif, self._fused_pool()
-        tau = lif.tau if isinstance(lif.tau, Tensor) else conv.values.new_tensor(lif.tau)
+        tau = lif.tau if isinstance(lif.tau, Tensor) else conv.values.new_full((), lif.tau)
         neuron = Neuron(lif.v_threshold, lif.v_reset, str(lif.surrogate), lif.width, lif.detach_reset)
         spikes, stats = spiking_block(currents, tau, T, B, neuron, bits, pool)
         for (_, norm), current, found in zip(self._parts(), currents, stats, strict=False):

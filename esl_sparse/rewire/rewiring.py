@@ -32,7 +32,8 @@ class Rewiring:
             chosen: ids to add, sorted; some may be those of blocks that do not stay. These keep what they
                 hold, or, with ``renew``, are as new as the others.
         """
-        new_ids, source, grown = _move(topology.block_ids(), stays, chosen, renew)
+        move = _move_without_waiting if chosen.is_cuda else _move
+        new_ids, source, grown = move(topology.block_ids(), stays, chosen, renew)
         return cls(BlockTopology.from_block_ids(new_ids, topology.layout), source, grown)
 
     def carry(self, tensor: Tensor, fill: Tensor | float = 0.0) -> Tensor:
@@ -63,3 +64,28 @@ def _move(ids: Tensor, stays: Tensor, chosen: Tensor, renew: bool) -> tuple[Tens
     places = is_chosen.nonzero().squeeze(1)
     source[places[regrown]] = came_from
     return new_ids, source, places[~regrown]
+
+
+def _move_without_waiting(
+    ids: Tensor, stays: Tensor, chosen: Tensor, renew: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """As :func:`_move`, where a mask is dear: on a GPU each use of one waits to learn how many it lets pass.
+
+    Prefix sums say where each block goes instead, and the host waits twice: for the number that stays, and for that of
+    the grown ones. What does not stay goes to a place behind the last one.
+    """
+    n, m = ids.numel(), chosen.numel()
+    before = torch.zeros(n + 1, dtype=torch.int64, device=ids.device)  # how many stay of those before
+    torch.cumsum(stays, 0, out=before[1:])
+    size = int(before[-1]) + m
+    at = torch.searchsorted(ids, chosen)
+    places = before[at] + torch.arange(m, device=ids.device)
+    to = torch.where(stays, before[:-1] + torch.searchsorted(chosen, ids), size)
+    new_ids = ids.new_empty(size + 1).scatter_(0, to, ids).scatter_(0, places, chosen)[:size]
+    positions = torch.arange(n, dtype=torch.int32, device=ids.device)
+    source = torch.zeros(size + 1, dtype=torch.int32, device=ids.device).scatter_(0, to, positions)
+    if renew or not n:
+        return new_ids, source[:size], places
+    regrown = ids[at.clamp(max=n - 1)] == chosen
+    source.scatter_(0, places, torch.where(regrown, at, 0).int())
+    return new_ids, source[:size], places[~regrown]

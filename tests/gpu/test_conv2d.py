@@ -1,16 +1,18 @@
 import pytest
 import torch
 
-from esl_sparse import BlockTopology
+from esl_sparse import BlockTopology, _backends
 from esl_sparse._backends import choose
+from esl_sparse.ops._library import raw
 from esl_sparse.ops.conv2d import conv2d, conv2d_panels
 
 from ..ops.conv2d_cases import CASES, Case, Problem, check
 from ..ops.linear_cases import DTYPES
-from ..ops.test_conv2d import VARIANTS
+from ..ops.test_conv2d import VARIANTS, pairs
+from .cases import assert_streams_and_graphs_change_nothing
 from .conftest import tuned
 
-pytestmark = pytest.mark.gpu
+pytestmark = [pytest.mark.gpu, pytest.mark.filterwarnings("ignore:Using padding='same'")]
 
 LARGE = [name for name, case in CASES.items() if min(case.block) >= 16]
 STEP = Case(64, 128, (3, 3), (24, 24), (16, 16), padding=(1, 1), T=4, B=32, density=0.1)
@@ -21,11 +23,22 @@ STEP = Case(64, 128, (3, 3), (24, 24), (16, 16), padding=(1, 1), T=4, B=32, dens
     [
         *(("16x16-strided-dilated", dtype, *variant) for dtype in DTYPES for variant in VARIANTS),
         *((case, "bfloat16", kind, form) for case in LARGE for kind, form in (VARIANTS[2], VARIANTS[-1])),
-        *((case, "float32", *variant) for case in CASES if case not in LARGE for variant in VARIANTS[2::5]),
     ],
 )
 def test_agrees_with_torch(untuned, case, dtype, kind, form):
     check(CASES[case], kind, form, dtype, "cuda")
+
+
+@pytest.mark.parametrize(
+    "case,kind,form,dtype",
+    [
+        *((case, *variant, "float32") for case in CASES for variant in VARIANTS),
+        *((*pair, dtype) for dtype in ("float16", "bfloat16", "autocast") for pair in pairs(dtype)),
+    ],
+)
+def test_cuda_kernels_agree_with_torch(case, kind, form, dtype):
+    with _backends.use("cuda"):
+        check(CASES[case], kind, form, dtype, "cuda")
 
 
 def test_who_computes():
@@ -60,30 +73,19 @@ def test_the_same_bits_every_time(untuned):
         assert torch.equal(a, b)
 
 
-def test_in_a_captured_graph_on_another_stream(untuned):
-    p = Problem(STEP, "binary", "bfloat16", "cuda")
+@pytest.mark.parametrize("backend,block", [("triton", (16, 16)), *(("cuda", (n, n)) for n in (1, 4, 16))])
+def test_streams_and_graphs(untuned, backend, block):
+    case = Case(48, 64, (3, 3), (12, 12), block, padding=(1, 1), T=2, B=40, density=0.2)
+    p = Problem(case, "binary", "float32", "cuda")
     spikes, grad = p.packed(), p.panels(p.grad)
-    operands = (spikes, p.values, p.bias, p.topology, p.geometry)
 
-    def step():
-        y, stats = conv2d_panels(*operands, want_stats=True)
-        return y, stats, *torch.autograd.grad(y, (spikes.carrier, p.values, p.bias), grad.to(y.dtype))
+    def everything():
+        y, stats = conv2d_panels(spikes, p.values, p.bias, p.topology, p.geometry, want_stats=True)
+        grads = torch.autograd.grad(y, (spikes.carrier, p.values, p.bias), grad)
+        return raw.from_panels(y, 2, 40), stats, *grads
 
-    expected = [result.clone() for result in step()]
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        step()
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, stream=stream):
-        results = step()
-    for _ in range(2):
-        for result in results:
-            result.fill_(torch.nan)
-        graph.replay()
-        for actual, wanted in zip(results, expected, strict=True):
-            assert torch.equal(actual, wanted)
+    with _backends.use(backend):
+        assert_streams_and_graphs_change_nothing(everything)
 
 
 def test_more_elements_than_int32_counts(untuned):

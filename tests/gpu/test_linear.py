@@ -1,16 +1,18 @@
 import pytest
 import torch
 
-from esl_sparse import BlockTopology
+from esl_sparse import BlockTopology, _backends
 from esl_sparse._backends import choose
-from esl_sparse.functional import linear
+from esl_sparse.functional import linear, linear_packed
 
 from ..ops.linear_cases import CASES, DTYPES, Case, Problem, assert_close, check
 from ..ops.test_linear import VARIANTS
+from .cases import assert_streams_and_graphs_change_nothing
 
 pytestmark = pytest.mark.gpu
 
-# Blocks that Triton takes; the reference takes the others.
+NARROW = ("float16", "bfloat16", "autocast")
+# Blocks that Triton takes; CUDA C++ takes the others.
 LARGE = [name for name, case in CASES.items() if min(case.block) >= 16]
 
 
@@ -26,9 +28,39 @@ def test_agrees_with_the_oracle(untuned, case, dtype, kind, form):
     check(CASES[case], kind, form, dtype, "cuda")
 
 
+@pytest.mark.parametrize(
+    "case,kind,form,dtype",
+    [
+        *((case, *variant, "float32") for case in CASES for variant in VARIANTS),
+        *((case, *VARIANTS[i % len(VARIANTS)], dtype) for dtype in NARROW for i, case in enumerate(CASES)),
+    ],
+)
+def test_cuda_kernels_agree_with_the_oracle(case, kind, form, dtype):
+    with _backends.use("cuda"):
+        check(CASES[case], kind, form, dtype, "cuda")
+
+
+@pytest.mark.parametrize("kind", ["binary", "float"])
+@pytest.mark.parametrize("block", [(1, 1), (4, 4), (16, 16)])
+def test_streams_and_graphs(block, kind):
+    p = Problem(Case(300, 270, block, T=3, B=40, density=0.2), kind, "float32", "cuda")
+    spikes = p.packed() if p.planes else None
+
+    def everything():
+        if spikes is None:
+            y, source, grad = linear(p.x, p.values, p.bias, p.topology), p.x, p.grad
+        else:
+            y, source = linear_packed(spikes, p.values, p.bias, p.topology), spikes.carrier
+            grad = p.grad.view(3, 40, 300)
+        return y.detach(), *torch.autograd.grad(y, (source, p.values, p.bias), grad)
+
+    with _backends.use("cuda"):
+        assert_streams_and_graphs_change_nothing(everything)
+
+
 def test_who_computes():
     assert choose("linear", "cuda", torch.bfloat16, (16, 16)) == "triton"
-    assert choose("linear", "cuda", torch.bfloat16, (8, 16)) == "reference"
+    assert choose("linear", "cuda", torch.bfloat16, (8, 16)) == "cuda"
     assert choose("linear", "cuda", torch.float64, (16, 16)) == "reference"
 
 

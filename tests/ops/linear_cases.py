@@ -85,6 +85,7 @@ OFFERED = {
     "native": ("float32", "bfloat16", "autocast"),
     # The interpreter multiplies bfloat16 wrongly.
     "triton": ("float32", "float16"),
+    "cuda": ("float32", "bfloat16", "autocast", "float16"),
 }
 
 

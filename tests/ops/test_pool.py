@@ -27,7 +27,7 @@ SHAPES = [
 DTYPES = [
     (backend, dtype)
     for backend in available()
-    for dtype in (torch.float32, torch.bfloat16 if backend.startswith("native") else torch.float64)
+    for dtype in (torch.float32, torch.float64 if backend == "reference" else torch.bfloat16)
 ]
 TOLERANCE = {
     torch.float64: {"rtol": 1e-12, "atol": 1e-12},

@@ -13,9 +13,10 @@ F32, F16, BF16, F64 = torch.float32, torch.float16, torch.bfloat16, torch.float6
 
 @pytest.fixture(params=[True, False], ids=["all", "nothing"])
 def available(request, monkeypatch):
-    """Whether native code and Triton load."""
+    """Whether native code, CUDA kernels and Triton load."""
     why = "" if request.param else "it is not there"
     monkeypatch.setattr(_native, "reason", lambda: why)
+    monkeypatch.setattr(_native, "cuda_reason", lambda: why)
     monkeypatch.setattr(_backends, "triton_reason", lambda: why)
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     choose.cache_clear()
@@ -33,12 +34,14 @@ def available(request, monkeypatch):
         ("linear", "cpu", F16, (4, 4), "reference"),
         ("linear", "cuda", F16, (16, 16), "triton"),
         ("linear", "cuda", BF16, torch.Size([16, 32]), "triton"),
-        ("linear", "cuda", F32, (16, 8), "reference"),
+        ("linear", "cuda", F32, (16, 8), "cuda"),
         ("linear", "cuda", F64, (16, 16), "reference"),
         ("linear", "meta", F32, (16, 16), "reference"),
         ("lif", "cpu", F32, None, "native"),
-        ("lif", "cuda", F32, None, "reference"),
-        ("pack", "cuda", F32, None, "reference"),
+        ("pack", "cuda", F16, None, "cuda"),
+        ("pack", "cuda", F64, None, "reference"),
+        ("transpose_index", "cuda", F32, None, "cuda"),
+        ("block_score", "meta", F32, None, "reference"),
     ],
 )
 def test_automatic_choice_falls_back(available, op, device, dtype, block, expected) -> None:
@@ -52,8 +55,11 @@ def test_automatic_choice_falls_back(available, op, device, dtype, block, expect
         ("native", "linear", "cpu", F64, (4, 4), "not in torch.float64"),
         ("triton", "linear", "cpu", F32, (16, 16), "not on cpu"),
         ("triton", "linear", "cuda", F32, (16, 8), "got 16x8"),
-        ("triton", "lif", "cuda", F32, None, "lif has no triton implementation"),
-        ("magic", "linear", "cpu", F32, (4, 4), "expected one of auto, native, triton, reference"),
+        ("triton", "pack", "cuda", F32, None, "pack has no triton implementation"),
+        ("cuda", "linear", "cpu", F32, (4, 4), "not on cpu; move the model"),
+        ("cuda", "linear", "cuda", F64, (4, 4), "not in torch.float64"),
+        ("cuda", "block_score", "cuda", F32, None, "block_score has no cuda implementation"),
+        ("magic", "linear", "cpu", F32, (4, 4), "expected one of auto, native, triton, cuda, reference"),
     ],
 )
 def test_impossible_request_raises(available, request_, op, device, dtype, block, message) -> None:
@@ -61,7 +67,7 @@ def test_impossible_request_raises(available, request_, op, device, dtype, block
         choose(op, device, dtype, block, request_)
 
 
-@pytest.mark.parametrize(("request_", "device"), [("native", "cpu"), ("triton", "cuda")])
+@pytest.mark.parametrize(("request_", "device"), [("native", "cpu"), ("triton", "cuda"), ("cuda", "cuda")])
 def test_request_for_what_is_missing_raises(available, request_, device) -> None:
     if available:
         assert choose("linear", device, F32, (16, 16), request_) == request_
@@ -100,6 +106,49 @@ def test_environment(run) -> None:
     assert "ValueError: ESL_SPARSE_BACKEND='magic': expected one of auto" in done.stdout
 
 
+@pytest.fixture
+def fresh():
+    """What is remembered of this machine is asked again."""
+    for cached in (choose, _native.cuda_reason, _backends.triton_reason):
+        cached.cache_clear()
+    yield
+    for cached in (choose, _native.cuda_reason, _backends.triton_reason):
+        cached.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("info", "capability", "why"),
+    [
+        ("80, 90", (8, 0), ""),
+        ("80, 90", (12, 0), ""),
+        ("native", (7, 5), ""),
+        ("75, 80", (7, 5), ""),
+        ("80, 90", (7, 5), r"this GPU has 7\.5; rebuild with ESL_SPARSE_CUDA_ARCHS=75"),
+        ("no: nvcc was not found at build time", (8, 0), r"without CUDA kernels \(nvcc was not found"),
+    ],
+)
+def test_who_can_run_cuda_kernels(fresh, monkeypatch, info, capability, why) -> None:
+    monkeypatch.setattr(_native, "reason", lambda: "")
+    monkeypatch.setattr(_native, "build_info", lambda: {"cuda": info})
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
+    assert choose("pack", "cuda", F32) == ("reference" if why else "cuda")
+    if why:
+        with pytest.raises(ValueError, match=why):
+            choose("pack", "cuda", F32, request="cuda")
+    if capability < (8, 0):
+        with pytest.raises(ValueError, match="Triton"):
+            choose("linear", "cuda", F32, (16, 16), "triton")
+
+
+def test_no_cuda_kernels_on_rocm(fresh, monkeypatch) -> None:
+    monkeypatch.setattr(_native, "reason", lambda: "")
+    monkeypatch.setattr(_native, "build_info", lambda: {"cuda": "80, 90"})
+    monkeypatch.setattr(torch.version, "hip", "7.0")
+    with pytest.raises(ValueError, match="built for ROCm"):
+        choose("pack", "cuda", F32, request="cuda")
+
+
 def test_report() -> None:
     report = _backends.backends()
     assert report.native == _native.available()
@@ -107,5 +156,6 @@ def test_report() -> None:
     text = str(report)
     assert report.version in text
     assert "Triton" in text
+    assert ("for " in text) == (not report.cuda_why)
     with _backends.use("native"):
         assert "native (ESL_SPARSE_BACKEND" in str(_backends.backends())

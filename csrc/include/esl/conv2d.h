@@ -6,6 +6,7 @@
 #include "esl/isa.h"
 #include "esl/lanes.h"
 #include "esl/linear.h"
+#include "esl/stream.h"
 
 namespace esl {
 
@@ -55,5 +56,26 @@ ESL_DECLARE_CPU(int64_t conv2d_forward_scratch(const Conv2dForward& p))
 ESL_DECLARE_CPU(void conv2d_forward(const Conv2dForward& p))
 ESL_DECLARE_CPU(int64_t conv2d_backward_scratch(const Conv2dBackward& p))
 ESL_DECLARE_CPU(void conv2d_backward(const Conv2dBackward& p))
+
+// The three products on CUDA. Panels that come from float maps of the user are float32, currents and gradients are of
+// any dtype; values and sums are float32. All panels are aligned to 16 bytes.
+struct Conv2dCuda {
+  BlockSparse w;
+  int64_t nnzb;
+  ConvShape shape;
+  Lanes lanes;
+  const uint64_t* words;  // or null: x is float
+  int planes;
+  float scale;
+  const float* x;
+  Dtype dtype;  // of y and of the gradients
+};
+
+void launch_conv2d_forward(const Conv2dCuda& p, const float* bias, void* y, Stream stream);
+void launch_conv2d_grad_input(const Conv2dCuda& p, const void* grad, void* grad_x, Stream stream);
+// Sums over lanes and pixels are made in parts, whose number does not depend on the GPU, and added in order. `parts`
+// is null and grad_values is written at once where there is only one; else it holds that many times the values.
+int64_t conv2d_grad_values_parts(const Conv2dCuda& p);
+void launch_conv2d_grad_values(const Conv2dCuda& p, const void* grad, float* grad_values, float* parts, Stream stream);
 
 }  // namespace esl

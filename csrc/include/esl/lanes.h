@@ -5,7 +5,11 @@
 #include <cstdint>
 
 // Shared by all instruction sets, so it must leave no function behind that the linker could merge (see parallel.h).
+#ifdef __CUDACC__
+#define ESL_INLINE __host__ __device__ __forceinline__
+#else
 #define ESL_INLINE inline __attribute__((always_inline))
+#endif
 
 namespace esl {
 
@@ -34,7 +38,7 @@ struct Lanes {
   }
 };
 
-enum class Dtype { f32, bf16 };
+enum class Dtype { f32, bf16, f16 };  // f16: on CUDA only
 
 // Panels [groups, height, width, channels, 64] and words [groups, height, width, channels]. A unit is one pixel's
 // channel. Padding lanes of currents hold anything, those of gradients zero.

@@ -4,6 +4,7 @@
 #include <cstdint>
 
 #include "esl/isa.h"
+#include "esl/stream.h"
 
 namespace esl {
 
@@ -49,5 +50,9 @@ struct LifBackward {
 ESL_DECLARE_CPU(void lif_forward(const LifForward& p))
 ESL_DECLARE_CPU(int64_t lif_backward_scratch(const LifBackward& p))
 ESL_DECLARE_CPU(void lif_backward(const LifBackward& p))
+
+// On CUDA tau is read where it lives, and its gradient stays in parts: grad_tau [M] or null.
+void launch_lif_forward(const LifForward& p, const float* tau, Stream stream);
+void launch_lif_backward(const LifBackward& p, const float* tau, float* grad_tau, Stream stream);
 
 }  // namespace esl

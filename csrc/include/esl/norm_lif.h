@@ -7,6 +7,7 @@
 #include "esl/isa.h"
 #include "esl/lanes.h"
 #include "esl/lif.h"
+#include "esl/stream.h"
 
 namespace esl {
 
@@ -59,5 +60,15 @@ struct NormLifBackward {
 ESL_DECLARE_CPU(void norm_lif_forward(const NormLifForward& p))
 ESL_DECLARE_CPU(int64_t norm_lif_backward_scratch(const NormLifBackward& p))
 ESL_DECLARE_CPU(void norm_lif_backward(const NormLifBackward& p))
+
+// On CUDA, in parts, with tau read where it lives. Backward first makes g, the gradient of the sum of currents, a panel
+// whose padding lanes are zero, and sums [4, sites] of each site (unit and 8 samples): of g, of g * (current - mean) of
+// both norms, of the gradient of tau. Then `spread` writes a * (g - mean_g - (current - mean) * slope) over a current,
+// with coefficients [4, channels] in this order.
+int64_t norm_lif_sites(const PanelShape& shape);
+void launch_norm_lif_forward(const NormLifForward& p, const float* tau, Stream stream);
+void launch_norm_lif_backward(const NormLifBackward& p, const float* tau, float* g, float* sums, Stream stream);
+void launch_norm_lif_spread(const PanelShape& shape, const float* g, float* current, const float* coefficients,
+                            Stream stream);
 
 }  // namespace esl

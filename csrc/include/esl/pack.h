@@ -8,6 +8,7 @@
 
 #include "esl/isa.h"
 #include "esl/lanes.h"
+#include "esl/stream.h"
 
 namespace esl {
 
@@ -47,5 +48,11 @@ ESL_DECLARE_CPU(bool pack(const PackParams& p))
 ESL_DECLARE_CPU(void unpack(const UnpackParams& p))
 ESL_DECLARE_CPU(void to_panels(const PanelParams& p))  // padding lanes become zero
 ESL_DECLARE_CPU(void from_panels(const PanelParams& p))
+
+// The same on CUDA, where panels are of the rows' dtype. *broken becomes 1 where pack would return false.
+void launch_pack(const PackParams& p, int32_t* broken, Stream stream);
+void launch_unpack(const UnpackParams& p, Stream stream);
+void launch_to_panels(const PanelParams& p, Stream stream);
+void launch_from_panels(const PanelParams& p, Stream stream);
 
 }  // namespace esl

@@ -5,6 +5,7 @@
 
 #include "esl/isa.h"
 #include "esl/lanes.h"
+#include "esl/stream.h"
 
 namespace esl {
 
@@ -18,5 +19,9 @@ struct PanelStats {
 
 ESL_DECLARE_CPU(int64_t panel_stats_scratch(const PanelStats& p))
 ESL_DECLARE_CPU(void panel_stats(const PanelStats& p))
+
+// On CUDA the panel may be of any dtype.
+int64_t cuda_panel_stats_scratch(const PanelShape& shape);  // doubles
+void launch_panel_stats(const PanelStats& p, Dtype dtype, Stream stream);
 
 }  // namespace esl

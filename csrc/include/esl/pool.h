@@ -5,6 +5,7 @@
 
 #include "esl/isa.h"
 #include "esl/lanes.h"
+#include "esl/stream.h"
 
 namespace esl {
 
@@ -67,5 +68,12 @@ ESL_DECLARE_CPU(void max_pool(const MaxPool& p))
 // A window's gradient goes to its first spike, or to its first pixel where it has none.
 ESL_DECLARE_CPU(void max_pool_backward(const MaxPoolBackward& p))
 ESL_DECLARE_CPU(void global_avg_pool(const GlobalAvgPool& p))
+
+// On CUDA the gradients' panels are of any dtype.
+void launch_avg_pool(const AvgPool& p, Stream stream);
+void launch_avg_pool_backward(const AvgPoolBackward& p, Dtype dtype, Stream stream);
+void launch_max_pool(const MaxPool& p, Stream stream);
+void launch_max_pool_backward(const MaxPoolBackward& p, Dtype dtype, Stream stream);
+void launch_global_avg_pool(const GlobalAvgPool& p, Stream stream);
 
 }  // namespace esl

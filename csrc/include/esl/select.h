@@ -4,6 +4,7 @@
 #include <cstdint>
 
 #include "esl/isa.h"
+#include "esl/stream.h"
 
 namespace esl {
 
@@ -34,5 +35,9 @@ constexpr int64_t kNotBelowPart = 1 << 14;
 
 // Positions of the scores that are not below the bound, NaN among them: first their number, then themselves.
 ESL_DECLARE_CPU(int64_t not_below(const NotBelow& p))
+
+// On CUDA the number of NaN becomes *nan; where there is any, `chosen` holds nothing of use.
+int64_t cuda_select_scratch(int64_t n);  // bytes
+void launch_select(const Select& p, int64_t* nan, Stream stream);
 
 }  // namespace esl

@@ -4,6 +4,7 @@
 #include <cstdint>
 
 #include "esl/isa.h"
+#include "esl/stream.h"
 
 namespace esl {
 
@@ -17,5 +18,9 @@ struct TransposeIndex {
 
 ESL_DECLARE_CPU(int64_t transpose_index_scratch(const TransposeIndex& p))
 ESL_DECLARE_CPU(void transpose_index(const TransposeIndex& p))
+
+// On CUDA, where crow[row_blocks] = nnzb is not read by the host.
+int64_t cuda_transpose_index_scratch(const TransposeIndex& p, int64_t nnzb);
+void launch_transpose_index(const TransposeIndex& p, int64_t nnzb, Stream stream);
 
 }  // namespace esl

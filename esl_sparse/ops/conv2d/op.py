@@ -17,10 +17,10 @@ from ...topology import BlockLayout, BlockTopology
 from .._library import NoDoubleBackward, apply, define, differentiable_backward, empty
 from ..pack import reference as pack_reference
 from ..pack.op import from_panels_op, pack_op, to_panels_op
-from . import native, reference, triton
+from . import cuda, native, reference, triton
 from .geometry import Geometry
 
-_KERNELS = {"native": native, "triton": triton}  # the others stand for the definition
+_KERNELS = {"native": native, "triton": triton, "cuda": cuda}  # the others stand for the definition
 
 
 def _topology(values: Tensor, index: tuple[Tensor, ...], g: Geometry, rows: int, cols: int) -> BlockTopology:

@@ -12,7 +12,7 @@ from .._library import empty
 SURROGATE_CODES = {"triangle": 0, "rectangle": 1, "sigmoid": 2, "atan": 3}
 
 
-def _currents(x: Tensor) -> tuple[Tensor, int]:
+def currents(x: Tensor) -> tuple[Tensor, int]:
     """x ``[T, M]`` and the stride of its steps; one current repeated over time (stride 0) is not copied."""
     if x.stride(1) == 1 and x.stride(0) in (0, x.shape[1]):
         return x, x.stride(0)
@@ -20,7 +20,7 @@ def _currents(x: Tensor) -> tuple[Tensor, int]:
     return x, x.shape[1]
 
 
-def _potential(v: Tensor) -> tuple[Tensor, int]:
+def potential(v: Tensor) -> tuple[Tensor, int]:
     """v ``[M]`` and its stride: 0 for one number shared by all neurons, else 1."""
     return (v, 0) if v.stride(0) == 0 else (v.contiguous(), 1)
 
@@ -32,8 +32,8 @@ def neuron(tau: Tensor, v_threshold: float, v_reset: float | None) -> tuple[floa
 
 def forward(x: Tensor, v: Tensor, tau: Tensor, v_threshold: float, v_reset: float | None, want_v: bool):
     T, M = x.shape
-    x, stride = _currents(x)
-    v, v_stride = _potential(v)
+    x, stride = currents(x)
+    v, v_stride = potential(v)
     spikes = torch.empty(T, M)
     last = torch.empty(M if want_v else 0)
     lib().lif_forward(
@@ -55,8 +55,8 @@ def backward(
     grad_s, grad_v, x, v, tau, v_threshold, v_reset, surrogate, width, detach_reset, need_v, need_tau
 ):
     T, M = x.shape
-    x, stride = _currents(x)
-    v, v_stride = _potential(v)
+    x, stride = currents(x)
+    v, v_stride = potential(v)
     grad_s = grad_s.contiguous()
     grad_v = None if grad_v is None else grad_v.contiguous()
     grad_x = torch.empty(T, M)

@@ -14,13 +14,16 @@ from torch import Tensor
 
 from ..._backends import choose
 from .._library import NoDoubleBackward, apply, define, differentiable_backward, empty
-from . import native, reference
+from . import cuda, native, reference
 from .surrogate import SURROGATES
+
+_KERNELS = {"native": native, "cuda": cuda}
 
 
 def _forward(x, v, tau, v_threshold, v_reset, want_v):
-    if choose("lif", x.device.type, x.dtype) == "native":
-        return native.forward(x, v, tau, v_threshold, v_reset, want_v)
+    backend = choose("lif", x.device.type, x.dtype)
+    if backend in _KERNELS:
+        return _KERNELS[backend].forward(x, v, tau, v_threshold, v_reset, want_v)
     spikes, last = reference.forward(x, v, tau, v_threshold, v_reset)
     return spikes, last if want_v else empty(last)
 
@@ -32,8 +35,9 @@ def _forward_fake(x, v, tau, v_threshold, v_reset, want_v):
 def _backward(
     grad_s, grad_v, x, v, tau, v_threshold, v_reset, surrogate, width, detach_reset, need_v, need_tau
 ):
-    if choose("lif", x.device.type, x.dtype) == "native":
-        return native.backward(
+    backend = choose("lif", x.device.type, x.dtype)
+    if backend in _KERNELS:
+        return _KERNELS[backend].backward(
             grad_s, grad_v, x, v, tau, v_threshold, v_reset, surrogate, width, detach_reset, need_v, need_tau
         )
     named = SURROGATES[surrogate]
@@ -158,7 +162,8 @@ def lif(
         raise ValueError(f"v: expected shape {tuple(shape[1:])}, got {tuple(v.shape)}")
     elif v.device != x.device:
         raise ValueError(f"v: expected on x's device {x.device}, got {v.device}")
-    tau = torch.as_tensor(tau, dtype=compute.dtype, device=x.device)
+    # Filled, not copied from the host: that would have to wait, and no CUDA graph could hold it.
+    tau = tau.to(compute) if isinstance(tau, Tensor) else compute.new_full((), tau)
     spikes, last = apply(
         _LIF,
         compute.flatten(1) if x.dim() > 1 else compute.unsqueeze(1),

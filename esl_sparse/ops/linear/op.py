@@ -16,8 +16,8 @@ from ...packed import LANES, Lanes, PackedSpikes
 from ...topology import BlockLayout, BlockTopology
 from .._library import NoDoubleBackward, apply, define, differentiable_backward, empty
 from ..pack import reference as pack_reference
-from ..pack.op import broken_promise
-from . import native, reference, triton
+from ..pack.op import broken_promise, pack_op
+from . import cuda, native, reference, triton
 
 
 class Call(NamedTuple):
@@ -52,12 +52,13 @@ def _forward(x, values, bias, crow, col, ccol, row_t, offset_t, rows, cols, T, B
         return y, words
     words = x if packed else empty(x).long()
     if not packed and planes:
-        words = pack_reference.pack(x.view(T, B, cols), planes, scale)
-        if words is None:
-            raise broken_promise(planes, scale)
-    topology = _topology(call, values, (crow, col, ccol, row_t, offset_t))
+        words = pack_op(x.view(T, B, cols), planes, scale)
+    index = (crow, col, ccol, row_t, offset_t)
+    topology = _topology(call, values, index)
     if backend == "triton":
         y = triton.forward(words if planes else x, values, bias, topology, call, dtype)
+    elif backend == "cuda":
+        y = cuda.forward(words if planes else x, values, bias, index, call, dtype)
     else:
         if packed:
             x = pack_reference.unpack(words, T, B, scale, dtype).view(T * B, cols)
@@ -102,6 +103,8 @@ def _backward(
     backend = choose("linear", values.device.type, grad.dtype, values.shape[1:])
     if backend == "native":
         return native.backward(grad, x, values, index, call, x_panels, needs)
+    if backend == "cuda":
+        return cuda.backward(grad, x, values, index, call, x_panels, needs)
     topology = _topology(call, values, index)
     if backend == "triton":
         return triton.backward(grad, x, values, topology, call, x_panels, needs)

@@ -18,9 +18,10 @@ from ...packed import LANES, Lanes
 from .._library import define, empty
 from ..lif.surrogate import SURROGATES
 from ..pack import reference as pack_reference
-from . import native, reference
+from . import cuda, native, reference
 from .reference import Norm, affine
 
+_KERNELS = {"native": native, "cuda": cuda}
 GRADIENTS = ("current", "gamma", "beta", "current2", "gamma2", "beta2", "residual", "tau")
 """What ``norm_lif_backward_`` can find; bit i of ``needs`` asks for the i-th. Those of the currents are written over
 them. That of the residual is the gradient of its values."""
@@ -176,8 +177,9 @@ def _expect_backward(call: Backward) -> None:
 def _forward(*args) -> Tensor:
     call = Forward(*args)
     _expect_inputs(call, ("a", "b"))
-    if choose("norm_lif", call.current.device.type, call.current.dtype) == "native":
-        return native.forward(call)
+    backend = choose("norm_lif", call.current.device.type, call.current.dtype)
+    if backend in _KERNELS:
+        return _KERNELS[backend].forward(call)
     currents = [(call.current, call.a, call.b), (call.current2, call.a2, call.b2)]
     x = reference.total(currents, call.residual, call.residual_scale, call.T, call.B)
     return reference.forward(x, call.tau, call.v_threshold, call.v_reset)
@@ -190,8 +192,9 @@ def _forward_fake(current, *args) -> Tensor:
 def _backward(*args) -> tuple[Tensor, ...]:
     call = Backward(*args)
     _expect_backward(call)
-    if choose("norm_lif", call.current.device.type, call.current.dtype) == "native":
-        return native.backward(call)
+    backend = choose("norm_lif", call.current.device.type, call.current.dtype)
+    if backend in _KERNELS:
+        return _KERNELS[backend].backward(call)
     T, B, pool, norms = call.T, call.B, call.pool, call.norms
     _, H, W, _, _ = call.current.shape
     panels = (call.current, call.current2)
@@ -237,8 +240,9 @@ def _returned(needs: int) -> list[tuple[str, int]]:
 
 def _panel_stats(current: Tensor, T: int, B: int) -> Tensor:
     _expect_panel(current, T, B)
-    if choose("norm_lif", current.device.type, current.dtype) == "native":
-        return native.panel_stats(current, T, B)
+    backend = choose("norm_lif", current.device.type, current.dtype)
+    if backend in _KERNELS:
+        return _KERNELS[backend].panel_stats(current, T, B)
     return reference.panel_stats(current, T, B)
 
 

@@ -14,7 +14,13 @@ from torch import Tensor
 from ..._backends import choose
 from ...packed import LANES, MAX_PLANES, Lanes, PackedSpikes
 from .._library import NoDoubleBackward, apply, define, differentiable_backward
-from . import native, reference
+from . import cuda, native, reference
+
+_KERNELS = {"native": native, "cuda": cuda, "reference": reference}
+
+
+def _kernels(device: torch.device, dtype: torch.dtype):
+    return _KERNELS[choose("pack", device.type, dtype)]
 
 
 class BrokenInputPromise(ValueError):
@@ -29,10 +35,7 @@ def broken_promise(planes: int, scale: float) -> BrokenInputPromise:
 
 
 def _pack(x: Tensor, planes: int, scale: float) -> Tensor:
-    if choose("pack", x.device.type, x.dtype) == "native":
-        words = native.pack(x, planes, scale)
-    else:
-        words = reference.pack(x, planes, scale)
+    words = _kernels(x.device, x.dtype).pack(x, planes, scale)
     if words is None:
         raise broken_promise(planes, scale)
     return words
@@ -45,9 +48,7 @@ def _pack_fake(x: Tensor, planes: int, scale: float) -> Tensor:
 
 
 def _unpack(words: Tensor, T: int, B: int, scale: float, dtype: torch.dtype) -> Tensor:
-    if choose("pack", words.device.type, dtype) == "native":
-        return native.unpack(words.contiguous(), T, B, scale, dtype)
-    return reference.unpack(words, T, B, scale, dtype)
+    return _kernels(words.device, dtype).unpack(words.contiguous(), T, B, scale, dtype)
 
 
 def _unpack_fake(words: Tensor, T: int, B: int, scale: float, dtype: torch.dtype) -> Tensor:
@@ -55,9 +56,7 @@ def _unpack_fake(words: Tensor, T: int, B: int, scale: float, dtype: torch.dtype
 
 
 def _to_panels(x: Tensor) -> Tensor:
-    if choose("pack", x.device.type, x.dtype) == "native":
-        return native.to_panels(x)
-    return reference.to_panels(x)
+    return _kernels(x.device, x.dtype).to_panels(x)
 
 
 def _to_panels_fake(x: Tensor) -> Tensor:
@@ -66,9 +65,7 @@ def _to_panels_fake(x: Tensor) -> Tensor:
 
 
 def _from_panels(panels: Tensor, T: int, B: int) -> Tensor:
-    if choose("pack", panels.device.type, panels.dtype) == "native":
-        return native.from_panels(panels.contiguous(), T, B)
-    return reference.from_panels(panels, T, B)
+    return _kernels(panels.device, panels.dtype).from_panels(panels.contiguous(), T, B)
 
 
 def _from_panels_fake(panels: Tensor, T: int, B: int) -> Tensor:

@@ -11,7 +11,7 @@ from ...packed import LANES
 from .window import Pair, Window
 
 
-def _axes(window: Window, size: Pair, counts: Pair) -> list[tuple[int, ...]]:
+def axes(window: Window, size: Pair, counts: Pair) -> list[tuple[int, ...]]:
     kernel, stride, padding, dilation, _ = window
     return list(zip(size, counts, kernel, stride, padding, dilation, strict=True))
 
@@ -27,7 +27,7 @@ def avg_pool(words: Tensor, sum_planes: int, window: Window) -> Tensor:
         sum_planes,
         G,
         C,
-        *_axes(window, (H, W), counts),
+        *axes(window, (H, W), counts),
         torch.get_num_threads(),
     )
     return sums
@@ -43,7 +43,7 @@ def avg_pool_backward(grad: Tensor, size: Pair, divisor: int, window: Window) ->
         divisor,
         G,
         C,
-        *_axes(window, size, (counts[0], counts[1])),
+        *axes(window, size, (counts[0], counts[1])),
         torch.get_num_threads(),
     )
     return grad_x.to(dtype)
@@ -54,7 +54,7 @@ def max_pool(words: Tensor, window: Window) -> Tensor:
     counts = window.counts(H, W)
     out = torch.empty(1, G, *counts, C, dtype=torch.int64)
     lib().max_pool(
-        words.data_ptr(), out.data_ptr(), G, C, *_axes(window, (H, W), counts), torch.get_num_threads()
+        words.data_ptr(), out.data_ptr(), G, C, *axes(window, (H, W), counts), torch.get_num_threads()
     )
     return out
 
@@ -69,7 +69,7 @@ def max_pool_backward(grad: Tensor, words: Tensor, window: Window) -> Tensor:
         grad_x.data_ptr(),
         G,
         C,
-        *_axes(window, (H, W), window.counts(H, W)),
+        *axes(window, (H, W), window.counts(H, W)),
         torch.get_num_threads(),
     )
     return grad_x.to(dtype)

@@ -14,12 +14,14 @@ from ..._backends import choose
 from ...packed import LANES, MAX_PLANES, Lanes, PackedSpikes
 from .._library import NoDoubleBackward, apply, define, differentiable_backward
 from ..pack.op import to_panels_op
-from . import native, reference
+from . import cuda, native, reference
 from .window import Pair, Window
+
+_KERNELS = {"native": native, "cuda": cuda, "reference": reference}
 
 
 def _kernels(device: torch.device, dtype: torch.dtype = torch.float32):
-    return native if choose("pool", device.type, dtype) == "native" else reference
+    return _KERNELS[choose("pool", device.type, dtype)]
 
 
 def _avg_pool(words, sum_planes, *window):

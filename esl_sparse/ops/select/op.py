@@ -10,13 +10,15 @@ from torch import Tensor
 
 from ..._backends import choose
 from .._library import define
-from . import native, reference
+from . import cuda, native, reference
 
 
 def _select(score: Tensor, ids: Tensor, count: int, seed: int, largest: bool) -> Tensor:
-    if choose("select", score.device.type, torch.float32) == "native":
-        return native.select(score.float().contiguous(), ids.contiguous(), count, seed, largest)
-    return reference.select(score, ids, count, seed, largest)
+    backend = choose("select", score.device.type, torch.float32)
+    if backend == "reference":
+        return reference.select(score, ids, count, seed, largest)
+    kernel = native if backend == "native" else cuda
+    return kernel.select(score.float().contiguous(), ids.contiguous(), count, seed, largest)
 
 
 def _select_fake(score: Tensor, ids: Tensor, count: int, seed: int, largest: bool) -> Tensor:

@@ -1,0 +1,287 @@
+// The CUDA kernels, emulated (csrc/cuda/launch.h), against the CPU kernels, which have tests of their own.
+#include <functional>
+
+#include "../../csrc/cuda/conv2d.h"
+#include "esl/pack.h"
+#include "esl/select.h"
+#include "esl/transpose_index.h"
+#include "random.h"
+#include "testing.h"
+#include "weight.h"
+
+using namespace esl;
+
+namespace {
+
+size_t size(int64_t n) { return static_cast<size_t>(n); }
+
+void division() {
+  Random random{1};
+  for (const int d : {1, 2, 3, 5, 6, 7, 9, 127, 128, 1000003, (1 << 30) + 1, INT_MAX - 1, INT_MAX}) {
+    const cuda::Divider divide(d);
+    for (const int n : {0, 1, d - 1, d, d < INT_MAX ? d + 1 : d, INT_MAX - 1, INT_MAX}) ESL_EXPECT(divide(n) == n / d);
+    for (int i = 0; i < 2000; ++i) {
+      const int n = static_cast<int>(random.next() >> 33);
+      ESL_EXPECT(divide(n) == n / d);
+    }
+  }
+}
+
+// Every 16-bit number comes back; a float becomes the nearest one, of two the even one.
+template <class T>
+void narrow_numbers() {
+  const auto number = [](uint32_t bits) { return static_cast<double>(cuda::widen(T{static_cast<uint16_t>(bits)})); };
+  const auto back = [](float x) {
+    T y;
+    cuda::narrow(x, y);
+    return static_cast<uint32_t>(y.bits);
+  };
+  for (uint32_t bits = 0; bits < 1u << 16; ++bits) {
+    const double x = number(bits);
+    ESL_EXPECT(x != x ? number(back(static_cast<float>(x))) != number(back(static_cast<float>(x)))
+                      : back(static_cast<float>(x)) == bits);
+  }
+  Random random{2};
+  for (int i = 0; i < 100000; ++i) {
+    const auto bits = static_cast<uint32_t>(random.next() >> 32);
+    float x = random.real() * (i % 4 ? 1e5f : 1e-5f);
+    if (i % 2) std::memcpy(&x, &bits, 4);
+    if (x != x) continue;
+    const uint32_t y = back(x);
+    if (std::isinf(number(y))) {  // nothing is nearer than the largest number and half a step
+      const double largest = number(y - 1), step = std::abs(largest - number(y - 2));
+      ESL_EXPECT(std::abs(static_cast<double>(x)) >= std::abs(largest) + step / 2);
+      continue;
+    }
+    const double off = std::abs(number(y) - x);
+    for (const uint32_t other : {y - 1, y + 1}) {
+      const double there = std::abs(number(other & 0xFFFFu) - x);
+      if (other == y - 1 && (y & 0x7FFFu) == 0) continue;  // the neighbour of zero is of the other sign
+      ESL_EXPECT(!(there < off) && (there > off || std::isinf(there) || std::isnan(there) || y % 2 == 0));
+    }
+  }
+}
+
+void lanes_of(const Lanes& lanes) {
+  const cuda::LaneCount count("test", lanes);
+  for (int g = 0; g < count.groups; ++g) {
+    cuda::LaneWalk walk(count, g);
+    for (int l = 0; l < 64; ++l) {
+      const int lane = g * 64 + l;
+      const int64_t row = lane < lanes.count() ? lanes.row(lane) : -1;
+      ESL_EXPECT(count.row(lane) == row);
+      const bool valid = walk.next();
+      ESL_EXPECT(valid == (row >= 0) && (!valid || walk.row - 1 == row));
+    }
+  }
+}
+
+void pack_rows(const Lanes& lanes, int64_t channels, int64_t pixels, int planes, float scale) {
+  Random random{static_cast<uint64_t>(lanes.B * 7 + channels)};
+  const int64_t n = lanes.rows() * channels * pixels, units = lanes.groups() * channels * pixels;
+  std::vector<float> rows(size(n)), back = poison(n);
+  for (float& x : rows) x = scale * static_cast<float>(random.next() % (1u << planes));
+  std::vector<uint64_t> words(size(planes * units), ~0ull), expected = words;
+  int32_t broken = 0;
+  PackParams p{lanes, channels, pixels, planes, scale, rows.data(), Dtype::f32, words.data(), 1};
+  launch_pack(p, &broken, nullptr);
+  p.words = expected.data();
+  ESL_EXPECT(ESL_DISPATCH(pack, p) && !broken && words == expected);
+  launch_unpack({lanes, channels, pixels, planes, scale, words.data(), back.data(), Dtype::f32, 1}, nullptr);
+  ESL_EXPECT(back == rows);
+  for (const float bad : {scale * 0.5f, -scale, scale * static_cast<float>(1 << planes), poison(1)[0], HUGE_VALF}) {
+    if (!n) break;
+    std::vector<float> wrong = rows;
+    wrong[random.next() % wrong.size()] = bad;
+    p.rows = wrong.data();
+    broken = 0;
+    launch_pack(p, &broken, nullptr);
+    ESL_EXPECT(broken == 1);
+  }
+  std::vector<float> panels = poison(units * 64), expected_panels = panels;
+  for (float& x : rows) x = random.real();
+  PanelParams t{lanes, channels, pixels, rows.data(), Dtype::f32, panels.data(), 1};
+  launch_to_panels(t, nullptr);
+  t.panels = expected_panels.data();
+  ESL_DISPATCH(to_panels, t);
+  ESL_EXPECT(panels == expected_panels);
+  t.rows = back.data();
+  launch_from_panels(t, nullptr);
+  ESL_EXPECT(back == rows);
+  // Elements of 16 bits: the same numbers, narrow.
+  std::vector<uint16_t> narrow(size(n)), narrow_back(size(n), 0xFFFF), narrow_panels(size(units * 64), 0xFFFF);
+  for (uint16_t& x : narrow) x = static_cast<uint16_t>(random.next());
+  auto* const narrow_floats = reinterpret_cast<float*>(narrow_panels.data());
+  launch_to_panels({lanes, channels, pixels, narrow.data(), Dtype::f16, narrow_floats, 1}, nullptr);
+  launch_from_panels({lanes, channels, pixels, narrow_back.data(), Dtype::bf16, narrow_floats, 1}, nullptr);
+  ESL_EXPECT(narrow_back == narrow);
+}
+
+void select_scores(int64_t n, int64_t count, int kinds, bool largest, bool same_ids, int64_t nans) {
+  Random random{static_cast<uint64_t>(n + count)};
+  std::vector<float> score(size(n));
+  std::vector<int64_t> ids(size(n)), chosen(size(count), -1), expected = chosen;
+  for (size_t i = 0; i < score.size(); ++i) {
+    score[i] = kinds ? static_cast<float>(random.next() % static_cast<uint64_t>(kinds)) - 1.f : random.real();
+    ids[i] = same_ids ? 7 : static_cast<int64_t>(random.next());
+  }
+  for (int64_t i = 0; i < nans; ++i) score[size(i * 3 % n)] = poison(1)[0];
+  Select p{n, count, score.data(), ids.data(), 5, largest, chosen.data(), nullptr, 1};
+  Scratch scratch(cuda_select_scratch(n)), own(ESL_DISPATCH(select_scratch, p));
+  p.scratch = scratch.data;
+  int64_t nan = -1;
+  launch_select(p, &nan, nullptr);
+  ESL_EXPECT(nan == nans);
+  p.scratch = own.data;
+  p.chosen = expected.data();
+  ESL_EXPECT(ESL_DISPATCH(select, p) == nans);
+  if (!nans) ESL_EXPECT(chosen == expected);
+}
+
+void transpose(int64_t row_blocks, int64_t col_blocks, double density) {
+  Random random{static_cast<uint64_t>(row_blocks + col_blocks)};
+  const Weight w(random, row_blocks, col_blocks, 1, 1, density);
+  const auto nnzb = static_cast<int64_t>(w.col.size());
+  std::vector<int32_t> ccol(size(col_blocks + 1), -1), row_t(w.col.size(), -1), offset_t(w.col.size(), -1);
+  TransposeIndex p{row_blocks, col_blocks, w.crow.data(), w.col.data(), ccol.data(), row_t.data(), offset_t.data(),
+                   nullptr,    1};
+  Scratch scratch(cuda_transpose_index_scratch(p, nnzb));
+  p.scratch = scratch.data;
+  launch_transpose_index(p, nnzb, nullptr);
+  ESL_EXPECT(ccol == w.ccol && row_t == w.row_t && offset_t == w.offset_t);
+}
+
+struct Conv {
+  int64_t groups, ci, co, H, W, kh, kw, sh, sw, ph, pw, dh, dw, T, B;
+};
+
+// Against the CPU kernels, within what the order of additions makes of float32.
+void conv2d(const Conv& k, int64_t bm, int64_t bn, int planes) {
+  Random random{static_cast<uint64_t>(k.ci * 31 + k.co + bm * 5 + bn + k.B + planes)};
+  const int64_t Ho = (k.H + 2 * k.ph - k.dh * (k.kh - 1) - 1) / k.sh + 1;
+  const int64_t Wo = (k.W + 2 * k.pw - k.dw * (k.kw - 1) - 1) / k.sw + 1;
+  const ConvShape s{k.groups, k.H, k.W, Ho, Wo, k.kh, k.kw, k.sh, k.sw, k.ph, k.pw, k.dh, k.dw};
+  const int64_t rows = k.groups * k.co, cols = k.kh * k.kw * k.ci, channels = k.groups * k.ci;
+  const Weight w(random, rows, cols, bm, bn, 0.6, k.groups, k.kh * k.kw);
+  const auto nnzb = static_cast<int64_t>(w.col.size());
+  const Lanes lanes{k.T, k.B};
+  const int64_t G = lanes.groups(), in = G * k.H * k.W * channels, out = G * Ho * Wo * rows;
+  const auto panels = [&](int64_t units) {  // zero in padding lanes
+    std::vector<float> x(size(units * 64));
+    for (size_t i = 0; i < x.size(); ++i) {
+      const int64_t lane = static_cast<int64_t>(i / 64) / (units / G) * 64 + static_cast<int64_t>(i % 64);
+      if (lane < lanes.count() && lanes.row(lane) >= 0) x[i] = random.real();
+    }
+    return x;
+  };
+  const std::vector<float> x = panels(in), grad = panels(out), bias = random.reals(rows);
+  std::vector<uint64_t> words(size(planes * in));
+  for (int64_t i = 0; i < planes * in; ++i) words[size(i)] = random.next() & lanes.valid(i % in / (in / G));
+  const uint64_t* packed = planes ? words.data() : nullptr;
+  const float* floats = planes ? nullptr : x.data();
+  const float scale = planes ? 0.25f : 1.f;
+
+  std::vector<float> y = poison(out * 64), y_expected = y, grad_x = poison(in * 64), grad_x_expected = grad_x;
+  std::vector<float> grad_values = poison(nnzb * bm * bn), grad_values_expected = grad_values;
+  const Conv2dCuda p{w.view(), nnzb, s, lanes, packed, planes, scale, floats, Dtype::f32};
+  launch_conv2d_forward(p, bias.data(), y.data(), nullptr);
+  launch_conv2d_grad_input(p, grad.data(), grad_x.data(), nullptr);
+  const int64_t count = conv2d_grad_values_parts(p);
+  std::vector<float> parts = poison(count * nnzb * bm * bn);
+  launch_conv2d_grad_values(p, grad.data(), grad_values.data(), count > 1 ? parts.data() : nullptr, nullptr);
+
+  Conv2dForward f{w.view(),          s,       lanes, bias.data(), packed, planes, scale, floats,
+                  y_expected.data(), nullptr, {},    nullptr,     1};
+  Scratch scratch(ESL_DISPATCH(conv2d_forward_scratch, f));
+  f.scratch = scratch.data;
+  ESL_DISPATCH(conv2d_forward, f);
+  Conv2dBackward b{w.view(),
+                   s,
+                   lanes,
+                   grad.data(),
+                   packed,
+                   planes,
+                   scale,
+                   floats,
+                   grad_x_expected.data(),
+                   grad_values_expected.data(),
+                   nullptr,
+                   nullptr,
+                   1};
+  Scratch more(ESL_DISPATCH(conv2d_backward_scratch, b));
+  b.scratch = more.data;
+  ESL_DISPATCH(conv2d_backward, b);
+  for (size_t i = 0; i < y.size(); ++i) {
+    const int64_t lane = static_cast<int64_t>(i / 64) / (out / G) * 64 + static_cast<int64_t>(i % 64);
+    const bool valid = lane < lanes.count() && lanes.row(lane) >= 0;
+    ESL_EXPECT(!valid || close(y[i], y_expected[i], 1e-5));
+  }
+  for (size_t i = 0; i < grad_x.size(); ++i) ESL_EXPECT(close(grad_x[i], grad_x_expected[i], 1e-5));
+  for (size_t i = 0; i < grad_values.size(); ++i) ESL_EXPECT(close(grad_values[i], grad_values_expected[i], 1e-5));
+  // Narrow panels: rounded once from the same sums.
+  std::vector<cuda::Half> narrow_y(y.size()), narrow_grad(grad.size()), narrow_grad_x(grad_x.size());
+  for (size_t i = 0; i < grad.size(); ++i) cuda::narrow(grad[i], narrow_grad[i]);
+  Conv2dCuda narrow = p;
+  narrow.dtype = Dtype::f16;
+  launch_conv2d_forward(narrow, bias.data(), narrow_y.data(), nullptr);
+  launch_conv2d_grad_input(narrow, narrow_grad.data(), narrow_grad_x.data(), nullptr);
+  for (size_t i = 0; i < y.size(); ++i) {
+    cuda::Half rounded;
+    cuda::narrow(y[i], rounded);
+    ESL_EXPECT(rounded.bits == narrow_y[i].bits);
+  }
+  for (size_t i = 0; i < grad_x.size(); ++i) ESL_EXPECT(close(cuda::widen(narrow_grad_x[i]), grad_x[i], 2e-2));
+}
+
+// Sizes that do not fit are said before anything is launched.
+void refuses(const char* what, const std::function<void()>& f) {
+  try {
+    f();
+  } catch (const std::invalid_argument& error) {
+    ESL_EXPECT(std::strstr(error.what(), what));
+    return;
+  }
+  ESL_EXPECT(!"no exception");
+}
+
+}  // namespace
+
+void run() {
+  division();
+  narrow_numbers<cuda::Half>();
+  narrow_numbers<cuda::Bf16>();
+  for (const int64_t T : {1, 2, 7})
+    for (const int64_t B : {1, 5, 8, 12, 33, 64, 70}) lanes_of({T, B});
+  for (const int64_t channels : {1, 3, 33, 130})
+    for (const int64_t pixels : {1, 6})
+      for (const int64_t B : {0, 1, 12, 70}) {
+        pack_rows({3, B}, channels, pixels, 1, 1.f);
+        pack_rows({1, B}, channels, pixels, 3, 0.25f);
+      }
+  pack_rows({2, 5}, 4, 3, 4, 2.f);
+  for (const int64_t n : {1, 63, 2048, 2049, 9000})
+    for (const int kinds : {0, 1, 3})
+      for (const bool largest : {false, true}) {
+        for (const int64_t count : {int64_t{0}, n / 3, n - 1, n}) select_scores(n, count, kinds, largest, false, 0);
+        select_scores(n, n / 2, kinds, largest, true, 0);
+      }
+  select_scores(5000, 100, 0, true, false, 3);
+  select_scores(0, 0, 0, true, false, 0);
+  for (const double density : {0., 0.3, 1.}) transpose(37, 21, density);
+  transpose(1, 3000, 0.2);
+  transpose(300, 1, 0.2);
+  const Conv convs[] = {{1, 7, 9, 1, 1, 1, 1, 1, 1, 0, 0, 1, 1, 3, 30},  {1, 6, 10, 5, 7, 3, 3, 1, 1, 1, 1, 1, 1, 2, 5},
+                        {1, 5, 6, 6, 7, 3, 2, 2, 3, 1, 0, 1, 2, 1, 70},  {3, 4, 5, 4, 5, 2, 3, 1, 2, 1, 1, 2, 1, 2, 9},
+                        {7, 1, 1, 4, 3, 3, 3, 1, 1, 1, 1, 1, 1, 1, 12},  {1, 3, 4, 2, 3, 2, 2, 2, 2, 3, 4, 1, 1, 1, 7},
+                        {1, 40, 33, 2, 2, 2, 1, 1, 1, 0, 0, 1, 1, 1, 64}};
+  const int64_t blocks[][2] = {{1, 1}, {4, 4}, {2, 8}, {16, 1}, {16, 16}};
+  for (const Conv& conv : convs)
+    for (const auto& block : blocks)
+      for (const int planes : {0, 1, 3}) conv2d(conv, block[0], block[1], planes);
+  refuses("pack: expected at most 2147418111 lanes",
+          [] { launch_pack({{1 << 20, 1 << 20}, 1, 1, 1, 1.f, nullptr, Dtype::f32, nullptr, 1}, nullptr, nullptr); });
+  refuses("unpack: expected at most 2147418111 elements of a sample",
+          [] { launch_unpack({{1, 1}, 1 << 20, 1 << 20, 1, 1.f, nullptr, nullptr, Dtype::f32, 1}, nullptr); });
+  refuses("to_panels: expected at most 2^31 - 1 blocks of threads",
+          [] { launch_to_panels({{1, 1 << 20}, 1 << 20, 1 << 10, nullptr, Dtype::f32, nullptr, 1}, nullptr); });
+}
