@@ -27,14 +27,14 @@ _CPU_OPS = (
 # The ops that each implementation offers, best first: the automatic choice is the first that can serve.
 BACKENDS: dict[str, tuple[str, ...]] = {
     "native": _CPU_OPS,
-    "triton": ("linear",),
+    "triton": ("pack", "pool", "linear", "lif", "norm_lif"),
     "reference": _CPU_OPS,
 }
 _DTYPES = {
     "native": (torch.float32, torch.bfloat16),
     "triton": (torch.float32, torch.float16, torch.bfloat16),
 }
-_TRITON_MIN_BLOCK = 16  # tl.dot takes no smaller tile
+_TRITON_MIN_BLOCK = 16  # tl.dot takes no smaller tile; ops without blocks have none to be too small
 
 
 def _refusal(
@@ -56,10 +56,10 @@ def _refusal(
     interpreted = explicit and os.environ.get("TRITON_INTERPRET") == "1"
     if device_type != "cuda" and not interpreted:
         return f"it runs on CUDA tensors, not on {device_type} (on any for tests, with TRITON_INTERPRET=1)"
-    if interpreted and dtype == torch.bfloat16:
-        return "Triton's interpreter multiplies bfloat16 wrongly; use float16 or float32"
-    if block is None or min(block) < _TRITON_MIN_BLOCK:
-        shape = "no block" if block is None else "x".join(map(str, block))
+    if block is not None and interpreted and dtype == torch.bfloat16:
+        return "Triton's interpreter multiplies bfloat16 blocks wrongly; use float16 or float32"
+    if block is not None and min(block) < _TRITON_MIN_BLOCK:
+        shape = "x".join(map(str, block))
         return (
             f"it needs both block dimensions >= {_TRITON_MIN_BLOCK}, got {shape}; choose a larger block_size"
         )

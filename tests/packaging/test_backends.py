@@ -37,8 +37,10 @@ def available(request, monkeypatch):
         ("linear", "cuda", F64, (16, 16), "reference"),
         ("linear", "meta", F32, (16, 16), "reference"),
         ("lif", "cpu", F32, None, "native"),
-        ("lif", "cuda", F32, None, "reference"),
-        ("pack", "cuda", F32, None, "reference"),
+        ("lif", "cuda", F32, None, "triton"),
+        ("norm_lif", "cuda", BF16, None, "triton"),
+        ("pack", "cuda", F64, None, "reference"),
+        ("select", "cuda", F32, None, "reference"),
     ],
 )
 def test_automatic_choice_falls_back(available, op, device, dtype, block, expected) -> None:
@@ -52,7 +54,9 @@ def test_automatic_choice_falls_back(available, op, device, dtype, block, expect
         ("native", "linear", "cpu", F64, (4, 4), "not in torch.float64"),
         ("triton", "linear", "cpu", F32, (16, 16), "not on cpu"),
         ("triton", "linear", "cuda", F32, (16, 8), "got 16x8"),
-        ("triton", "lif", "cuda", F32, None, "lif has no triton implementation"),
+        ("triton", "lif", "cpu", F32, None, "not on cpu"),
+        ("triton", "lif", "cuda", F64, None, "not in torch.float64"),
+        ("triton", "select", "cuda", F32, None, "select has no triton implementation"),
         ("magic", "linear", "cpu", F32, (4, 4), "expected one of auto, native, triton, reference"),
     ],
 )
@@ -75,8 +79,8 @@ def test_process_wide_request(available) -> None:
         assert choose("linear", "cpu", F32, (4, 4)) == "reference"
         with _backends.use("triton"), pytest.raises(ValueError, match="not on cpu"):
             choose("linear", "cpu", F32, (16, 16))
-        with _backends.use("triton"):  # lif has no Triton kernel that it could have meant
-            assert choose("lif", "cpu", F32) == ("native" if available else "reference")
+        with _backends.use("triton"):  # select has no Triton kernel that it could have meant
+            assert choose("select", "cpu", F32) == ("native" if available else "reference")
         assert choose("linear", "cpu", F32, (4, 4)) == "reference"
     with pytest.raises(ValueError, match="'magic'"):
         _backends.set_backend("magic")
@@ -88,6 +92,7 @@ def test_interpreter_only_when_asked_for(available, monkeypatch) -> None:
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     assert choose("linear", "cpu", F32, (16, 16)) == "native"
     assert choose("linear", "cpu", F32, (16, 16), "triton") == "triton"
+    assert choose("lif", "cpu", BF16, None, "triton") == "triton"
     with pytest.raises(ValueError, match="bfloat16"):
         choose("linear", "cpu", BF16, (16, 16), "triton")
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from types import ModuleType
 from typing import Any
 
@@ -12,17 +11,13 @@ from torch import Tensor
 from ...packed import LANES, Lanes
 from ...topology import BlockTopology
 from .._library import empty
+from .._triton import on as _on
 
 
 def _kernels() -> ModuleType:
     from . import triton_kernels
 
     return triton_kernels
-
-
-def _on(device: torch.device):
-    """Triton launches on the current device; CPU tensors mean its interpreter."""
-    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
 def _options(values: Tensor, topology: BlockTopology, lanes: Lanes, dtype: torch.dtype) -> dict[str, Any]:
