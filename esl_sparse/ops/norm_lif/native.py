@@ -81,7 +81,7 @@ def backward(call: Backward) -> tuple[Tensor, ...]:
     with arena.borrow((run(*args, 0),), torch.float64) as scratch:
         run(*args, scratch.data_ptr())
     for given, used in ((call.current, first[0]), (call.current2, second[0])):
-        if given is not None and used is not given:
+        if given is not None and used is not None and used is not given:
             given.copy_(used)
     return (
         *(empty(call.current) if result is None else result for result in (*of_norms, grad_residual)),
