@@ -16,7 +16,7 @@ from ...packed import LANES, Lanes, PackedSpikes
 from ...topology import BlockLayout, BlockTopology
 from .._library import NoDoubleBackward, apply, define, differentiable_backward, empty
 from ..pack import reference as pack_reference
-from ..pack.op import broken_promise
+from ..pack.op import broken_promise, pack_words
 from . import native, reference, triton
 
 
@@ -52,9 +52,7 @@ def _forward(x, values, bias, crow, col, ccol, row_t, offset_t, rows, cols, T, B
         return y, words
     words = x if packed else empty(x).long()
     if not packed and planes:
-        words = pack_reference.pack(x.view(T, B, cols), planes, scale)
-        if words is None:
-            raise broken_promise(planes, scale)
+        words = pack_words(x.view(T, B, cols), planes, scale)
     topology = _topology(call, values, (crow, col, ccol, row_t, offset_t))
     if backend == "triton":
         y = triton.forward(words if planes else x, values, bias, topology, call, dtype)

@@ -10,7 +10,7 @@ from ...arena import arena
 from ...packed import LANES, Lanes
 
 
-def _rows(x: Tensor) -> tuple[Tensor, int, int, int, int]:
+def rows_of(x: Tensor) -> tuple[Tensor, int, int, int, int]:
     """x with a layout that the kernels know, H, W, and the channels and pixels they shall see.
 
     Rows in (pixel, channel) order, as words and panels are, count as those of one pixel with more channels.
@@ -33,7 +33,7 @@ def _bf16(dtype: torch.dtype) -> bool:
 
 def pack(x: Tensor, planes: int, scale: float) -> Tensor | None:
     T, B, C = x.shape[:3]
-    x, H, W, channels, pixels = _rows(x)
+    x, H, W, channels, pixels = rows_of(x)
     words = torch.empty(planes, Lanes(T, B).groups, H, W, C, dtype=torch.int64)
     good = lib().pack(
         x.data_ptr(),
@@ -71,7 +71,7 @@ def unpack(words: Tensor, T: int, B: int, scale: float, dtype: torch.dtype) -> T
 def to_panels(x: Tensor) -> Tensor:
     """Panels are float32 whatever the rows are: kernels sum in float32."""
     T, B, C = x.shape[:3]
-    x, H, W, channels, pixels = _rows(x)
+    x, H, W, channels, pixels = rows_of(x)
     panels = arena.tensor((Lanes(T, B).groups, H, W, C, LANES))
     lib().to_panels(
         x.data_ptr(), _bf16(x.dtype), panels.data_ptr(), T, B, channels, pixels, torch.get_num_threads()

@@ -7,6 +7,7 @@ gradients of packing and unpacking are changes of layout: panels to rows and bac
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,7 +15,7 @@ from torch import Tensor
 from ..._backends import choose
 from ...packed import LANES, MAX_PLANES, Lanes, PackedSpikes
 from .._library import NoDoubleBackward, apply, define, differentiable_backward
-from . import native, reference
+from . import native, reference, triton
 
 
 class BrokenInputPromise(ValueError):
@@ -28,11 +29,20 @@ def broken_promise(planes: int, scale: float) -> BrokenInputPromise:
     )
 
 
-def _pack(x: Tensor, planes: int, scale: float) -> Tensor:
-    if choose("pack", x.device.type, x.dtype) == "native":
-        words = native.pack(x, planes, scale)
-    else:
-        words = reference.pack(x, planes, scale)
+_KERNELS = {"native": native, "triton": triton, "reference": reference}
+
+
+def _kernels(device: torch.device, dtype: torch.dtype) -> Any:
+    return _KERNELS[choose("pack", device.type, dtype)]
+
+
+def pack_words(x: Tensor, planes: int, scale: float) -> Tensor:
+    """Words int64 ``[planes, G, H, W, C]`` of rows ``[T, B, C]`` or ``[T, B, C, H, W]``; no autograd.
+
+    Raises:
+        BrokenInputPromise: x holds anything but levels.
+    """
+    words = _kernels(x.device, x.dtype).pack(x, planes, scale)
     if words is None:
         raise broken_promise(planes, scale)
     return words
@@ -45,9 +55,7 @@ def _pack_fake(x: Tensor, planes: int, scale: float) -> Tensor:
 
 
 def _unpack(words: Tensor, T: int, B: int, scale: float, dtype: torch.dtype) -> Tensor:
-    if choose("pack", words.device.type, dtype) == "native":
-        return native.unpack(words.contiguous(), T, B, scale, dtype)
-    return reference.unpack(words, T, B, scale, dtype)
+    return _kernels(words.device, dtype).unpack(words.contiguous(), T, B, scale, dtype)
 
 
 def _unpack_fake(words: Tensor, T: int, B: int, scale: float, dtype: torch.dtype) -> Tensor:
@@ -55,9 +63,7 @@ def _unpack_fake(words: Tensor, T: int, B: int, scale: float, dtype: torch.dtype
 
 
 def _to_panels(x: Tensor) -> Tensor:
-    if choose("pack", x.device.type, x.dtype) == "native":
-        return native.to_panels(x)
-    return reference.to_panels(x)
+    return _kernels(x.device, x.dtype).to_panels(x)
 
 
 def _to_panels_fake(x: Tensor) -> Tensor:
@@ -66,9 +72,7 @@ def _to_panels_fake(x: Tensor) -> Tensor:
 
 
 def _from_panels(panels: Tensor, T: int, B: int) -> Tensor:
-    if choose("pack", panels.device.type, panels.dtype) == "native":
-        return native.from_panels(panels.contiguous(), T, B)
-    return reference.from_panels(panels, T, B)
+    return _kernels(panels.device, panels.dtype).from_panels(panels.contiguous(), T, B)
 
 
 def _from_panels_fake(panels: Tensor, T: int, B: int) -> Tensor:
@@ -80,7 +84,7 @@ def _rows_like(like: Tensor, shape, T: int, B: int, dtype: torch.dtype) -> Tenso
     return like.new_empty((T, B, C) if H == 1 and W == 1 else (T, B, C, H, W), dtype=dtype)
 
 
-pack_op = define("pack(Tensor x, SymInt planes, float scale) -> Tensor", _pack, _pack_fake)
+pack_op = define("pack(Tensor x, SymInt planes, float scale) -> Tensor", pack_words, _pack_fake)
 unpack_op = define(
     "unpack(Tensor words, SymInt T, SymInt B, float scale, ScalarType dtype) -> Tensor", _unpack, _unpack_fake
 )
