@@ -28,7 +28,7 @@ _CPU_OPS = (
 # The ops that each implementation offers, best first: the automatic choice is the first that can serve.
 BACKENDS: dict[str, tuple[str, ...]] = {
     "native": _CPU_OPS,
-    "triton": ("linear", "conv2d", "block_score"),
+    "triton": ("pack", "pool", "linear", "conv2d", "lif", "norm_lif", "block_score"),
     "cuda": tuple(op for op in _CPU_OPS if op not in ("block_score", "temporal")),
     "reference": _CPU_OPS,
 }

@@ -20,3 +20,8 @@ def products(dtype: torch.dtype) -> dict[str, Any]:
         "PRECISION": "ieee" if dtype == torch.float32 and not tf32 else "tf32",
         "enable_fp_fusion": True,  # off by default from Triton 3.10; full float32 would take twice the time
     }
+
+
+def even_chunks(T: int, most: int) -> int:
+    """Steps of a chunk where T steps go in as few chunks as hold ``most`` each, all about as long."""
+    return -(-T // -(-T // most)) if T else 1

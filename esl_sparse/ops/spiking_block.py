@@ -15,7 +15,7 @@ from torch import Tensor
 from ..packed import LANES, PackedSpikes
 from ._library import NoDoubleBackward, apply, differentiable_backward
 from .conv2d.op import Call, conv2d_backward_op, conv2d_op
-from .norm_lif import affine, norm_lif_backward_op, norm_lif_op, panel_stats
+from .norm_lif import affine, norm_lif_backward_op, norm_lif_op, panel_stats, vector_dtype
 from .pack.time import repeat_steps, sum_steps
 from .pool.op import avg_pool_op
 from .pool.window import Window
@@ -136,7 +136,7 @@ class _SpikingBlock(torch.autograd.Function):
         stats_out: list[Tensor] = []
         for x, (call, eps, of_batch) in zip(_operands(tensors), spec.currents, strict=True):
             current, stats = _current(x, call, spec, of_batch)
-            moments = _moments(stats if of_batch else x.stats, eps, current.dtype)
+            moments = _moments(stats if of_batch else x.stats, eps, vector_dtype(current.dtype))
             inputs.append((current, *affine(*moments, x.gamma, x.beta)))
             stats_out.append(current.new_empty(0, dtype=torch.float64) if stats is None else stats)
         first, second = (*inputs, (None, None, None))[:2]
@@ -177,7 +177,9 @@ def _integrated_backward(grad, asked, tau, residual, words, parts, spec) -> tupl
         current, _ = _current(x, call, spec, False)
         if call is None:
             current = current.clone()  # the caller's; else it was made here
-        inputs.append((current, *_moments(x.stats, eps, current.dtype), x.gamma, x.beta, of_batch))
+        inputs.append(
+            (current, *_moments(x.stats, eps, vector_dtype(current.dtype)), x.gamma, x.beta, of_batch)
+        )
     first, second = (*inputs, (None, None, None, None, None, False))[:2]
     n = spec.neuron
     others = norm_lif_backward_op(

@@ -4,6 +4,7 @@ from functools import partial
 import pytest
 import torch
 
+from esl_sparse import _backends
 from esl_sparse.functional import lif
 from esl_sparse.ops._library import raw
 
@@ -88,12 +89,39 @@ def test_user_surrogate(backend):
     check(dyadic(4, 3, 20), dyadic(3, 20, seed=1), 0.5, options, gaussian, 1.0)
 
 
+def check_many_steps(T, v_reset, detach_reset, device="cpu"):
+    """Against the reference, which rounds alike: spikes and potentials are equal bit for bit."""
+    x, v, tau = (torch.randn(shape).to(device) for shape in ((T, 300), (300,), ()))
+    cotangents = torch.randn_like(x), torch.randn_like(v)
+
+    def f(x, v, tau):
+        return lif(x, v, tau, v_reset=v_reset, detach_reset=detach_reset, width=2.0)
+
+    inputs = x, v, tau.sigmoid()
+    actual = run(f, inputs, cotangents)
+    with _backends.use("reference"):
+        expected = run(f, inputs, cotangents)
+    assert all(map(torch.equal, actual[:2], expected[:2]))
+    for a, e in zip(actual[2:], expected[2:], strict=True):
+        torch.testing.assert_close(a, e, rtol=1e-5, atol=1e-5 * float(e.abs().max()))
+
+
+@pytest.mark.parametrize("detach_reset", [False, True])
+@pytest.mark.parametrize("T", [17, 40])
+@pytest.mark.parametrize("v_reset", [0.25, None])
+def test_many_steps(backend, v_reset, T, detach_reset):
+    """More than a GPU's registers hold at once."""
+    check_many_steps(T, v_reset, detach_reset)
+
+
 @pytest.mark.parametrize("v_reset", [0.0, None])
-def test_bfloat16_is_computed_in_float32(backend, v_reset):
-    x, v = dyadic(4, 50).bfloat16(), dyadic(50, seed=1).bfloat16()
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("T", [4, 25])
+def test_narrow_types_are_computed_in_float32(backend, T, dtype, v_reset):
+    x, v = dyadic(T, 50).to(dtype), dyadic(50, seed=1).to(dtype)
     spikes, last = lif(x, v, 0.5, v_reset=v_reset)
     wide, wide_last = lif(x.float(), v.float(), 0.5, v_reset=v_reset)
-    assert spikes.dtype == torch.bfloat16
+    assert spikes.dtype == dtype
     assert torch.equal(spikes.float(), wide)
     assert torch.equal(last, wide_last)
     options = {"v_threshold": 1.0, "v_reset": v_reset, "detach_reset": False}

@@ -27,11 +27,16 @@ pytestmark = pytest.mark.usefixtures("poison")
 NATIVE = [b for b in available() if b.startswith("native")]
 
 
-def check(case, dtype=torch.float32, tolerance=2e-5):
+def on_device(call, device):
+    return type(call)(*(t.to(device) if isinstance(t, torch.Tensor) else t for t in call))
+
+
+def check(case, dtype=torch.float32, tolerance=2e-5, device="cpu"):
     p = problem(case)
-    words = norm_lif_op(*p.forward_arguments(dtype))
-    assert torch.equal(words, torch.from_numpy(oracle.pack(p.spikes.detach().numpy().astype(int), 1)))
-    results = dict(zip(GRADIENTS, backward(p.backward_arguments(words, dtype)), strict=True))
+    words = norm_lif_op(*on_device(p.forward_arguments(dtype), device))
+    assert torch.equal(words.cpu(), torch.from_numpy(oracle.pack(p.spikes.detach().numpy().astype(int), 1)))
+    call = on_device(p.backward_arguments(words, dtype), device)
+    results = dict(zip(GRADIENTS, [t.cpu() for t in backward(call)], strict=True))
     for name, actual in results.items():
         if name not in p.grads:
             assert actual.shape == (0,), name
@@ -64,17 +69,23 @@ SHAPES = [
     Case(2, 20, 17),
     Case(2, 4, 70, 5, 7),  # several tiles of pixels
     Case(2, 12, 130, 1, 2),  # and of channels
+    Case(3, 30, 2, 1, 3),
+    Case(12, 60, 2),
     Case(3, 0, 2, 2, 1),
     Case(0, 3, 2, 2, 1),
 ]
 
 
-@pytest.mark.parametrize("case", SHAPES, ids=str)
+def sizes(case):
+    return "-".join(map(str, (case.T, case.B, case.C, case.H, case.W)))
+
+
+@pytest.mark.parametrize("case", SHAPES, ids=sizes)
 def test_shapes(backend, case):
     check(case)
 
 
-@pytest.mark.parametrize("case", SHAPES[::3], ids=str)
+@pytest.mark.parametrize("case", SHAPES[::3], ids=sizes)
 def test_float64(case):
     check(case, torch.float64, 1e-10)
 
@@ -101,6 +112,45 @@ def test_norms_and_second_currents(backend, norm, norm2, planes):
 def test_pooled_gradient(backend, norm, pool, H, W):
     for B in (5, 12):
         check(Case(2, B, 3, H, W, norm=norm, pool=pool))
+
+
+@pytest.mark.parametrize("backend", [b for b in available() if b == "triton"], indirect=True)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("case", [Case(3, 5, 3, 2, 3, norm2="eval", planes=1), Case(12, 64, 2)], ids=sizes)
+def test_narrow_panels(backend, case, dtype):
+    """What is computed from them is what float32 panels of the same numbers give."""
+    check_narrow(case, dtype)
+
+
+def check_narrow(case, dtype, device="cpu"):
+    p = Problem(case, 0)
+
+    def panels(call, dtype):
+        return type(call)(
+            *(
+                t.to(dtype) if isinstance(t, torch.Tensor) and t.dim() == 5 and t.is_floating_point() else t
+                for t in call
+            )
+        )
+
+    wide, narrow = [
+        panels(panels(on_device(p.forward_arguments(), device), dtype), d) for d in (torch.float32, dtype)
+    ]
+    words = norm_lif_op(*narrow)
+    assert torch.equal(words, norm_lif_op(*wide))
+    stats = panel_stats(narrow.current, case.T, case.B)
+    assert torch.equal(stats, panel_stats(wide.current, case.T, case.B))
+    call = on_device(p.backward_arguments(words), device)
+    results = [backward(panels(panels(call, dtype), d)) for d in (dtype, torch.float32)]
+    for name, actual, expected in zip(GRADIENTS, *results, strict=True):
+        if not actual.numel():
+            continue
+        panel = "current" in name or name == "residual"
+        assert actual.dtype == (dtype if panel else torch.float32), name
+        tolerance = {} if panel else {"rtol": 1e-4, "atol": 1e-4}  # sums go another way
+        torch.testing.assert_close(
+            actual, expected.to(actual.dtype), **tolerance, msg=lambda m, name=name: f"{name}: {m}"
+        )
 
 
 @pytest.mark.parametrize("rate,beta", [(0.0, -1e3), (1.0, 1e3)])

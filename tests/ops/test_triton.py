@@ -2,10 +2,8 @@
 
 import itertools
 import os
-import re
 import subprocess
 import sys
-from pathlib import Path
 from typing import NamedTuple
 
 import pytest
@@ -15,27 +13,11 @@ from esl_sparse.ops.linear import triton as launch
 from esl_sparse.ops.linear.op import Call
 
 from .linear_cases import Case, Problem
+from .triton_builds import CHIPS, capture, interpret, usage
 
-triton = pytest.importorskip("triton")
 triton_kernels = pytest.importorskip("esl_sparse.ops.linear.triton_kernels")
-GPUTarget = pytest.importorskip("triton.backends.compiler").GPUTarget
 if os.environ.get("TRITON_INTERPRET") == "1":
     pytest.skip("this process interprets", allow_module_level=True)
-
-
-def interpreted(file: str, selection: str) -> None:
-    """The tests of an op once more, in a process whose Triton interprets; that is fixed at its import."""
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-k", selection]
-    done = subprocess.run(
-        [*command, Path(__file__).with_name(file)],
-        env={**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-    if "only 0-dimensional arrays can be converted" in done.stdout:
-        pytest.skip("the interpreter of Triton 3.6 needs NumPy before 2.4")
-    assert done.returncode == 0, done.stdout
 
 
 @pytest.mark.parametrize(
@@ -47,7 +29,8 @@ def interpreted(file: str, selection: str) -> None:
     ids=["some", "all"],
 )
 def test_interpreted(selection):
-    interpreted("test_linear.py", selection)
+    """The tests of linear once more."""
+    interpret("test_linear.py", "-k", selection)
 
 
 @pytest.mark.parametrize(
@@ -59,25 +42,12 @@ def test_interpreted(selection):
     ids=["some", "all"],
 )
 def test_block_score_interpreted(selection):
-    interpreted("test_block_score.py", selection)
+    interpret("test_block_score.py", "-k", selection)
 
 
 def test_triton_is_imported_at_the_first_launch():
     code = "import sys, esl_sparse; sys.exit('triton' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
-
-
-class Chip(NamedTuple):
-    capability: int
-    shared_memory: int  # bytes that a block may have
-    instruction: str  # what a narrow product must compile to
-
-
-CHIPS = {
-    "sm_80": Chip(80, 163 * 1024, "mma.sync"),
-    "sm_86": Chip(86, 99 * 1024, "mma.sync"),
-    "sm_90": Chip(90, 227 * 1024, "wgmma.mma_async"),
-}
 
 
 class Build(NamedTuple):
@@ -116,33 +86,10 @@ ALL = [
 ]
 
 
-class CompileOnly:
-    """Stands for Triton's driver: says which chip to compile for, and cannot launch."""
-
-    def __init__(self, capability: int) -> None:
-        self.capability = capability
-
-    def get_current_device(self):
-        return self.capability  # Triton keeps what it compiles by device
-
-    def get_current_stream(self, device):
-        return 0
-
-    def get_current_target(self):
-        return GPUTarget("cuda", self.capability, 32)
-
-
 def compile_for(build: Build, monkeypatch):
     """What the launch code has compiled, with the arguments and attributes of a real call."""
     tuned = getattr(triton_kernels, build.kernel)
-    options = tuned.configs[build.config].all_kwargs()
-    compiled = []
-
-    def compile_only(*args, grid, warmup, **kwargs):
-        compiled.append(tuned.fn.warmup(*args, grid=grid, **kwargs, **options))
-
-    monkeypatch.setattr(triton.runtime.driver, "_active", CompileOnly(CHIPS[build.chip].capability))
-    monkeypatch.setattr(tuned, "run", compile_only)
+    compiled = capture(monkeypatch, build.chip, tuned, tuned.configs[build.config].all_kwargs())
     p = Problem(Case(256, 256, build.block, T=2, B=64), build.kind, build.dtype)
     panels = build.form == "panels"
     call = Call(256, 256, 2, 64, p.planes, p.scale, panels)
@@ -158,17 +105,6 @@ def compile_for(build: Build, monkeypatch):
 
 # Bytes of a thread's stack that are a few scalars, not the accumulator.
 STACK = {"bfloat16": 64, "float16": 64, "float32": 128}
-
-
-def stack_bytes(cubin: bytes, folder: Path) -> int:
-    """Bytes of stack a thread uses."""
-    tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
-    if not tool.exists():
-        pytest.skip("this Triton brings no cuobjdump")
-    path = folder / "kernel.cubin"
-    path.write_bytes(cubin)
-    usage = subprocess.run([tool, "-res-usage", path], capture_output=True, text=True, check=True).stdout
-    return int(re.search(r"STACK:(\d+)", usage)[1])
 
 
 SPILLS = pytest.mark.xfail(reason="ptxas spills full float32 products of 128 rows here, as on no other chip")
@@ -198,4 +134,4 @@ def test_compiles_ahead_of_time(build, monkeypatch, tmp_path):
         assert "mma" not in ptx, "TF32 without being asked for"
     else:
         assert chip.instruction in ptx
-    assert stack_bytes(compiled.asm["cubin"], tmp_path) <= STACK[build.dtype]
+    assert usage(compiled.asm["cubin"], tmp_path).stack <= STACK[build.dtype]

@@ -1,15 +1,18 @@
 """conv2d's Triton kernels without a GPU: interpreted against torch's convolution, and compiled ahead of time."""
 
 import itertools
+import os
 
 import pytest
 
 from esl_sparse.ops.conv2d import triton as launch
 
 from .conv2d_cases import Case, Problem
-from .test_triton import CHIPS, STACK, CompileOnly, interpreted, stack_bytes, triton
+from .triton_builds import CHIPS, capture, interpret, usage
 
 triton_kernels = pytest.importorskip("esl_sparse.ops.conv2d.triton_kernels")
+if os.environ.get("TRITON_INTERPRET") == "1":
+    pytest.skip("this process interprets", allow_module_level=True)
 
 
 @pytest.mark.parametrize(
@@ -21,9 +24,11 @@ triton_kernels = pytest.importorskip("esl_sparse.ops.conv2d.triton_kernels")
     ids=["some", "all"],
 )
 def test_interpreted(selection):
-    interpreted("test_conv2d.py", selection)
+    interpret("test_conv2d.py", "-k", selection)
 
 
+# Bytes of a thread's stack that are a few scalars, not the accumulator.
+STACK = {"bfloat16": 64, "float16": 64, "float32": 128}
 KERNELS = {"forward": 0, "grad_input": 1, "grad_values": 2}
 # chip, kernel, kind of x, dtype, block, configuration
 SOME = [
@@ -51,14 +56,7 @@ ALL = [
 def compile_for(chip, kernel, kind, dtype, block, config, monkeypatch):
     """What the launch code has compiled, with the arguments and attributes of a real call."""
     tuned = getattr(triton_kernels, kernel)
-    options = tuned.configs[config].all_kwargs()
-    compiled = []
-
-    def compile_only(*args, grid, warmup, **kwargs):
-        compiled.append(tuned.fn.warmup(*args, grid=grid, **kwargs, **options))
-
-    monkeypatch.setattr(triton.runtime.driver, "_active", CompileOnly(CHIPS[chip].capability))
-    monkeypatch.setattr(tuned, "run", compile_only)
+    compiled = capture(monkeypatch, chip, tuned, tuned.configs[config].all_kwargs())
     p = Problem(Case(128, 128, (3, 3), (4, 4), block, padding=(1, 1), B=64), kind, dtype)
     x = p.packed().words if p.planes else p.panels(p.x).to(p.grad.dtype)
     index, lanes = p.topology.index_tensors(), (1, 64)
@@ -89,4 +87,4 @@ def test_compiles_ahead_of_time(build, monkeypatch, tmp_path):
         assert "mma" not in ptx, "TF32 without being asked for"
     else:
         assert CHIPS[chip].instruction in ptx
-    assert stack_bytes(compiled.asm["cubin"], tmp_path) <= STACK[dtype]
+    assert usage(compiled.asm["cubin"], tmp_path).stack <= STACK[dtype]

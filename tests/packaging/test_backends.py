@@ -38,7 +38,9 @@ def available(request, monkeypatch):
         ("linear", "cuda", F64, (16, 16), "reference"),
         ("linear", "meta", F32, (16, 16), "reference"),
         ("lif", "cpu", F32, None, "native"),
-        ("pack", "cuda", F16, None, "cuda"),
+        ("lif", "cuda", F32, None, "triton"),
+        ("norm_lif", "cuda", BF16, None, "triton"),
+        ("pack", "cuda", F16, None, "triton"),
         ("pack", "cuda", F64, None, "reference"),
         ("transpose_index", "cuda", F32, None, "cuda"),
         ("block_score", "meta", F32, None, "reference"),
@@ -55,7 +57,9 @@ def test_automatic_choice_falls_back(available, op, device, dtype, block, expect
         ("native", "linear", "cpu", F64, (4, 4), "not in torch.float64"),
         ("triton", "linear", "cpu", F32, (16, 16), "not on cpu"),
         ("triton", "linear", "cuda", F32, (16, 8), "got 16x8"),
-        ("triton", "pack", "cuda", F32, None, "pack has no triton implementation"),
+        ("triton", "lif", "cpu", F32, None, "not on cpu"),
+        ("triton", "lif", "cuda", F64, None, "not in torch.float64"),
+        ("triton", "select", "cuda", F32, None, "select has no triton implementation"),
         ("cuda", "linear", "cpu", F32, (4, 4), "not on cpu; move the model"),
         ("cuda", "linear", "cuda", F64, (4, 4), "not in torch.float64"),
         ("cuda", "block_score", "cuda", F32, None, "block_score has no cuda implementation"),
@@ -81,8 +85,8 @@ def test_process_wide_request(available) -> None:
         assert choose("linear", "cpu", F32, (4, 4)) == "reference"
         with _backends.use("triton"), pytest.raises(ValueError, match="not on cpu"):
             choose("linear", "cpu", F32, (16, 16))
-        with _backends.use("triton"):  # lif has no Triton kernel that it could have meant
-            assert choose("lif", "cpu", F32) == ("native" if available else "reference")
+        with _backends.use("triton"):  # select has no Triton kernel that it could have meant
+            assert choose("select", "cpu", F32) == ("native" if available else "reference")
         assert choose("linear", "cpu", F32, (4, 4)) == "reference"
     with pytest.raises(ValueError, match="'magic'"):
         _backends.set_backend("magic")
@@ -94,6 +98,7 @@ def test_interpreter_only_when_asked_for(available, monkeypatch) -> None:
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     assert choose("linear", "cpu", F32, (16, 16)) == "native"
     assert choose("linear", "cpu", F32, (16, 16), "triton") == "triton"
+    assert choose("lif", "cpu", BF16, None, "triton") == "triton"
     with pytest.raises(ValueError, match="bfloat16"):
         choose("linear", "cpu", BF16, (16, 16), "triton")
 

@@ -1,4 +1,4 @@
-"""Native CPU kernels of lif. Computed in float32 (the op widens narrow types before)."""
+"""Native CPU kernels of lif. Float32 (the op widens narrow types before)."""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
 """Op ``lif``: leaky integrate-and-fire neurons over T steps, with a surrogate gradient.
 
 Raw ops: ``lif`` and ``lif_backward``. Only the currents are kept for backward; potentials and spikes are recomputed
-from them, step for step as in forward.
+from them, step for step as in forward. Potentials and tau are float32 at least; spikes and the gradient of the currents
+are as narrow as the currents.
 """
 
 from __future__ import annotations
@@ -14,18 +15,22 @@ from torch import Tensor
 
 from ..._backends import choose
 from .._library import NoDoubleBackward, apply, define, differentiable_backward, empty
-from . import cuda, native, reference
+from . import cuda, native, reference, triton
 from .surrogate import SURROGATES
 
-_KERNELS = {"native": native, "cuda": cuda}
+_WIDE = {"native": native, "cuda": cuda}  # compute in the dtype of their currents
 
 
 def _forward(x, v, tau, v_threshold, v_reset, want_v):
-    backend = choose("lif", x.device.type, x.dtype)
-    if backend in _KERNELS:
-        return _KERNELS[backend].forward(x, v, tau, v_threshold, v_reset, want_v)
-    spikes, last = reference.forward(x, v, tau, v_threshold, v_reset)
-    return spikes, last if want_v else empty(last)
+    backend = choose("lif", x.device.type, v.dtype)
+    if backend == "triton":
+        return triton.forward(x, v, tau, v_threshold, v_reset, want_v)
+    wide = x.to(v.dtype)
+    if backend in _WIDE:
+        spikes, last = _WIDE[backend].forward(wide, v, tau, v_threshold, v_reset, want_v)
+    else:
+        spikes, last = reference.forward(wide, v, tau, v_threshold, v_reset)
+    return spikes.to(x.dtype), last if want_v else empty(last)
 
 
 def _forward_fake(x, v, tau, v_threshold, v_reset, want_v):
@@ -35,18 +40,21 @@ def _forward_fake(x, v, tau, v_threshold, v_reset, want_v):
 def _backward(
     grad_s, grad_v, x, v, tau, v_threshold, v_reset, surrogate, width, detach_reset, need_v, need_tau
 ):
-    backend = choose("lif", x.device.type, x.dtype)
-    if backend in _KERNELS:
-        return _KERNELS[backend].backward(
-            grad_s, grad_v, x, v, tau, v_threshold, v_reset, surrogate, width, detach_reset, need_v, need_tau
-        )
+    options = (v_threshold, v_reset, surrogate, width, detach_reset, need_v, need_tau)
+    backend = choose("lif", x.device.type, v.dtype)
+    if backend == "triton":
+        return triton.backward(grad_s, grad_v, x, v, tau, *options)
+    dtype, grad_s, x = x.dtype, grad_s.to(v.dtype), x.to(v.dtype)
+    if backend in _WIDE:
+        grad_x, grad_first, grad_tau = _WIDE[backend].backward(grad_s, grad_v, x, v, tau, *options)
+        return grad_x.to(dtype), grad_first, grad_tau
     named = SURROGATES[surrogate]
     # Compiled graphs pass an empty gradient for a last potential that was not asked for.
     grad_v = torch.zeros_like(v) if grad_v is None or not grad_v.numel() else grad_v
     grad_x, grad_first, grad_tau = reference.backward(
         grad_s, grad_v, x, v, tau, v_threshold, v_reset, lambda d: named(d, width), detach_reset
     )
-    return grad_x, grad_first if need_v else empty(v), grad_tau if need_tau else empty(tau)
+    return grad_x.to(dtype), grad_first if need_v else empty(v), grad_tau if need_tau else empty(tau)
 
 
 def _backward_fake(
@@ -83,7 +91,11 @@ class _LIFBackwardCallable(NoDoubleBackward):
     def forward(
         grad_s, grad_v, x, v, tau, v_threshold, v_reset, surrogate, width, detach_reset, need_v, need_tau
     ):
-        return reference.backward(grad_s, grad_v, x, v, tau, v_threshold, v_reset, surrogate, detach_reset)
+        wide = (grad_s.to(v.dtype), grad_v, x.to(v.dtype), v, tau)
+        grad_x, grad_first, grad_tau = reference.backward(
+            *wide, v_threshold, v_reset, surrogate, detach_reset
+        )
+        return grad_x.to(x.dtype), grad_first, grad_tau
 
 
 class _LIF(torch.autograd.Function):
@@ -154,20 +166,20 @@ def lif(
     if not width > 0:
         raise ValueError(f"width: expected a positive number, got {width!r}")
     shape = x.shape
-    compute = x.float() if x.dtype.itemsize < 4 else x
+    dtype = torch.float32 if x.dtype.itemsize < 4 else x.dtype
     if v is None:
         # One number for all neurons: nothing of the layer's size is made or read.
-        v = compute.new_full((), 0.0 if v_reset is None else v_reset).expand(prod(shape[1:]))
+        v = x.new_full((), 0.0 if v_reset is None else v_reset, dtype=dtype).expand(prod(shape[1:]))
     elif v.shape != shape[1:]:
         raise ValueError(f"v: expected shape {tuple(shape[1:])}, got {tuple(v.shape)}")
     elif v.device != x.device:
         raise ValueError(f"v: expected on x's device {x.device}, got {v.device}")
-    # Filled, not copied from the host: that would have to wait, and no CUDA graph could hold it.
-    tau = tau.to(compute) if isinstance(tau, Tensor) else compute.new_full((), tau)
+    # A number is filled in on the device: copying it there would make the host wait.
+    tau = tau.to(x.device, dtype) if isinstance(tau, Tensor) else x.new_full((), tau, dtype=dtype)
     spikes, last = apply(
         _LIF,
-        compute.flatten(1) if x.dim() > 1 else compute.unsqueeze(1),
-        v.to(compute.dtype).reshape(-1) if v.dim() != 1 else v.to(compute.dtype),
+        x.flatten(1) if x.dim() > 1 else x.unsqueeze(1),
+        v.to(dtype).reshape(-1) if v.dim() != 1 else v.to(dtype),
         tau,
         v_threshold,
         v_reset,
@@ -176,4 +188,4 @@ def lif(
         width,
         detach_reset,
     )
-    return spikes.view(shape).to(x.dtype), last.view(shape[1:]) if want_v else None
+    return spikes.view(shape), last.view(shape[1:]) if want_v else None

@@ -16,7 +16,7 @@ from ...packed import LANES, Lanes, PackedSpikes
 from ...topology import BlockLayout, BlockTopology
 from .._library import NoDoubleBackward, apply, define, differentiable_backward, empty
 from ..pack import reference as pack_reference
-from ..pack.op import broken_promise, pack_op
+from ..pack.op import broken_promise, pack_words
 from . import cuda, native, reference, triton
 
 
@@ -52,7 +52,7 @@ def _forward(x, values, bias, crow, col, ccol, row_t, offset_t, rows, cols, T, B
         return y, words
     words = x if packed else empty(x).long()
     if not packed and planes:
-        words = pack_op(x.view(T, B, cols), planes, scale)
+        words = pack_words(x.view(T, B, cols), planes, scale)
     index = (crow, col, ccol, row_t, offset_t)
     topology = _topology(call, values, index)
     if backend == "triton":

@@ -1,4 +1,14 @@
-from .op import GRADIENTS, RETURNED, Backward, Forward, affine, norm_lif_backward_op, norm_lif_op, panel_stats
+from .op import (
+    GRADIENTS,
+    RETURNED,
+    Backward,
+    Forward,
+    affine,
+    norm_lif_backward_op,
+    norm_lif_op,
+    panel_stats,
+    vector_dtype,
+)
 
 __all__ = [
     "GRADIENTS",
@@ -9,4 +19,5 @@ __all__ = [
     "norm_lif_backward_op",
     "norm_lif_op",
     "panel_stats",
+    "vector_dtype",
 ]

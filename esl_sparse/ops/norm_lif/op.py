@@ -18,10 +18,11 @@ from ...packed import LANES, Lanes
 from .._library import define, empty
 from ..lif.surrogate import SURROGATES
 from ..pack import reference as pack_reference
-from . import cuda, native, reference
+from . import cuda, native, reference, triton
 from .reference import Norm, affine
 
-_KERNELS = {"native": native, "cuda": cuda}
+_KERNELS = {"native": native, "triton": triton, "cuda": cuda, "reference": reference}
+
 GRADIENTS = ("current", "gamma", "beta", "current2", "gamma2", "beta2", "residual", "tau")
 """What ``norm_lif_backward_`` can find; bit i of ``needs`` asks for the i-th. Those of the currents are written over
 them. That of the residual is the gradient of its values."""
@@ -33,7 +34,8 @@ class Forward(NamedTuple):
     """Arguments of ``norm_lif``, which returns the spikes: words int64 ``[1, G, H, W, C]``.
 
     Attributes:
-        current: panel ``[G, H, W, C, 64]``, float32 (float64 for the reference); so are all other floats.
+        current: panel ``[G, H, W, C, 64]``, float32 (float64 for the reference); so are all other floats. Triton takes
+            float16 and bfloat16 panels too, all of one dtype; vectors, tau and what is computed stay float32.
         tau: decay factor, 0-dim. T: time steps. B: samples.
         v_threshold: a neuron fires when its potential exceeds this.
         v_reset: potential after a spike and before the first step; None: soft reset, and 0 before the first step.
@@ -120,9 +122,21 @@ def _expect(name: str, tensor: Tensor | None, shape: tuple[int, ...], like: Tens
         raise ValueError(f"{name}: expected on current's device {like.device}, got {tensor.device}")
 
 
+def _backend(current: Tensor) -> str:
+    return choose("norm_lif", current.device.type, current.dtype)
+
+
+def vector_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Of vectors and tau beside panels of a dtype."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
 def _expect_panel(current: Tensor, T: int, B: int) -> None:
-    if current.dtype not in (torch.float32, torch.float64):
-        raise TypeError(f"current: expected float32, or float64 for the reference, got {current.dtype}")
+    if current.dtype not in (torch.float32, torch.float64) and _backend(current) != "triton":
+        raise TypeError(
+            "current: expected float32, float64 for the reference, or float16 or bfloat16 for Triton, got "
+            f"{current.dtype}"
+        )
     groups = Lanes(T, B).groups
     if current.dim() != 5 or current.shape[0] != groups or current.shape[4] != LANES:
         raise ValueError(f"current: expected shape [{groups}, H, W, C, {LANES}], got {tuple(current.shape)}")
@@ -138,7 +152,8 @@ def _expect_inputs(call: Forward | Backward, vectors: tuple[str, ...]) -> None:
         raise ValueError(f"tau: expected a 0-dim tensor, got shape {tuple(call.tau.shape)}")
     for name in vectors:
         for end in ("", "2"):
-            _expect(name + end, getattr(call, name + end), (current.shape[3],), current)
+            vector = getattr(call, name + end)
+            _expect(name + end, vector, (current.shape[3],), current, vector_dtype(current.dtype))
     x, y = vectors[:2]
     for end in ("", "2"):
         if (getattr(call, x + end) is None) != (getattr(call, y + end) is None):
@@ -177,8 +192,7 @@ def _expect_backward(call: Backward) -> None:
 def _forward(*args) -> Tensor:
     call = Forward(*args)
     _expect_inputs(call, ("a", "b"))
-    backend = choose("norm_lif", call.current.device.type, call.current.dtype)
-    if backend in _KERNELS:
+    if (backend := _backend(call.current)) != "reference":
         return _KERNELS[backend].forward(call)
     currents = [(call.current, call.a, call.b), (call.current2, call.a2, call.b2)]
     x = reference.total(currents, call.residual, call.residual_scale, call.T, call.B)
@@ -192,8 +206,7 @@ def _forward_fake(current, *args) -> Tensor:
 def _backward(*args) -> tuple[Tensor, ...]:
     call = Backward(*args)
     _expect_backward(call)
-    backend = choose("norm_lif", call.current.device.type, call.current.dtype)
-    if backend in _KERNELS:
+    if (backend := _backend(call.current)) != "reference":
         return _KERNELS[backend].backward(call)
     T, B, pool, norms = call.T, call.B, call.pool, call.norms
     _, H, W, _, _ = call.current.shape
@@ -227,7 +240,7 @@ def _backward_fake(*args) -> tuple[Tensor, ...]:
     call = Backward(*args)
     shapes = {"residual": call.current.shape, "tau": ()}
     return tuple(
-        (call.tau if name == "tau" else call.current).new_empty(
+        (call.current if name == "residual" else call.tau).new_empty(
             shapes.get(name, call.current.shape[3:4]) if asked else (0,)
         )
         for name, asked in _returned(call.needs)
@@ -240,10 +253,7 @@ def _returned(needs: int) -> list[tuple[str, int]]:
 
 def _panel_stats(current: Tensor, T: int, B: int) -> Tensor:
     _expect_panel(current, T, B)
-    backend = choose("norm_lif", current.device.type, current.dtype)
-    if backend in _KERNELS:
-        return _KERNELS[backend].panel_stats(current, T, B)
-    return reference.panel_stats(current, T, B)
+    return _KERNELS[_backend(current)].panel_stats(current, T, B)
 
 
 def _panel_stats_fake(current: Tensor, T: int, B: int) -> Tensor:
@@ -275,7 +285,7 @@ def panel_stats(current: Tensor, T: int, B: int) -> Tensor:
     """Mean and biased variance of each channel of a current panel, over its ``T * B * H * W`` values.
 
     Args:
-        current: float32 (float64 for the reference) ``[G, H, W, C, 64]``. T: time steps. B: samples.
+        current: ``[G, H, W, C, 64]`` of a dtype that ``norm_lif`` takes. T: time steps. B: samples.
 
     Returns:
         float64 ``[2, C]``: mean, biased variance; NaN where there is no value or one is not finite. Independent of the

@@ -7,6 +7,7 @@ gradients of packing and unpacking are changes of layout: panels to rows and bac
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,13 +15,7 @@ from torch import Tensor
 from ..._backends import choose
 from ...packed import LANES, MAX_PLANES, Lanes, PackedSpikes
 from .._library import NoDoubleBackward, apply, define, differentiable_backward
-from . import cuda, native, reference
-
-_KERNELS = {"native": native, "cuda": cuda, "reference": reference}
-
-
-def _kernels(device: torch.device, dtype: torch.dtype):
-    return _KERNELS[choose("pack", device.type, dtype)]
+from . import cuda, native, reference, triton
 
 
 class BrokenInputPromise(ValueError):
@@ -34,7 +29,19 @@ def broken_promise(planes: int, scale: float) -> BrokenInputPromise:
     )
 
 
-def _pack(x: Tensor, planes: int, scale: float) -> Tensor:
+_KERNELS = {"native": native, "triton": triton, "cuda": cuda, "reference": reference}
+
+
+def _kernels(device: torch.device, dtype: torch.dtype) -> Any:
+    return _KERNELS[choose("pack", device.type, dtype)]
+
+
+def pack_words(x: Tensor, planes: int, scale: float) -> Tensor:
+    """Words int64 ``[planes, G, H, W, C]`` of rows ``[T, B, C]`` or ``[T, B, C, H, W]``; no autograd.
+
+    Raises:
+        BrokenInputPromise: x holds anything but levels.
+    """
     words = _kernels(x.device, x.dtype).pack(x, planes, scale)
     if words is None:
         raise broken_promise(planes, scale)
@@ -77,7 +84,7 @@ def _rows_like(like: Tensor, shape, T: int, B: int, dtype: torch.dtype) -> Tenso
     return like.new_empty((T, B, C) if H == 1 and W == 1 else (T, B, C, H, W), dtype=dtype)
 
 
-pack_op = define("pack(Tensor x, SymInt planes, float scale) -> Tensor", _pack, _pack_fake)
+pack_op = define("pack(Tensor x, SymInt planes, float scale) -> Tensor", pack_words, _pack_fake)
 unpack_op = define(
     "unpack(Tensor words, SymInt T, SymInt B, float scale, ScalarType dtype) -> Tensor", _unpack, _unpack_fake
 )

@@ -7,6 +7,8 @@ values.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -14,13 +16,13 @@ from ..._backends import choose
 from ...packed import LANES, MAX_PLANES, Lanes, PackedSpikes
 from .._library import NoDoubleBackward, apply, define, differentiable_backward
 from ..pack.op import to_panels_op
-from . import cuda, native, reference
+from . import cuda, native, reference, triton
 from .window import Pair, Window
 
-_KERNELS = {"native": native, "cuda": cuda, "reference": reference}
+_KERNELS = {"native": native, "triton": triton, "cuda": cuda, "reference": reference}
 
 
-def _kernels(device: torch.device, dtype: torch.dtype = torch.float32):
+def _kernels(device: torch.device, dtype: torch.dtype = torch.float32) -> Any:
     return _KERNELS[choose("pool", device.type, dtype)]
 
 
