@@ -132,10 +132,10 @@ def test_who_can_run_cuda_kernels(fresh, monkeypatch, info, capability, why) -> 
     monkeypatch.setattr(_native, "build_info", lambda: {"cuda": info})
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
-    assert choose("select", "cuda", F32) == ("reference" if why else "cuda")
+    assert choose("transpose_index", "cuda", F32) == ("reference" if why else "cuda")
     if why:
         with pytest.raises(ValueError, match=why):
-            choose("select", "cuda", F32, request="cuda")
+            choose("transpose_index", "cuda", F32, request="cuda")
     if capability < (8, 0):
         with pytest.raises(ValueError, match="Triton"):
             choose("linear", "cuda", F32, (16, 16), "triton")
