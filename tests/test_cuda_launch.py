@@ -92,3 +92,20 @@ def test_a_training_step_waits_for_nothing(net, capture):
     y = layer(x)
     (y.unpack() if isinstance(y, esl.PackedSpikes) else y).sum().backward()
     assert x.grad is not None
+
+
+def test_tau_of_another_dtype():
+    """Its address is what kernels take: it must be that of a float32."""
+    x, v, grad = torch.randn(4, 30), torch.zeros(30), torch.randn(4, 30)
+    panel, tau = torch.randn(1, 2, 3, 5, 64), torch.tensor(0.625)
+    expected: tuple[torch.Tensor, ...] = ()
+    with emulation.emulated():
+        for narrow in (tau, tau.bfloat16(), tau.double()):
+            spikes, _ = raw.lif(x, v, narrow, 1.0, 0.0, False)
+            options = ("triangle", 1.0, False, False, True)
+            grads = raw.lif_backward(grad, None, x, v, narrow, 1.0, 0.0, *options)
+            words = raw.norm_lif(panel, narrow, 2, 20, 0.5, None, *(None,) * 6, 1.0)
+            found = (spikes, grads[0], words)
+            expected = expected or found
+            assert all(map(torch.equal, found, expected))
+            assert grads[2].dtype == narrow.dtype

@@ -2,7 +2,10 @@
 #include <functional>
 
 #include "../../csrc/cuda/conv2d.h"
+#include "esl/norm_lif.h"
 #include "esl/pack.h"
+#include "esl/panel_stats.h"
+#include "esl/pool.h"
 #include "esl/select.h"
 #include "esl/transpose_index.h"
 #include "random.h"
@@ -218,6 +221,14 @@ void conv2d(const Conv& k, int64_t bm, int64_t bn, int planes) {
   }
   for (size_t i = 0; i < grad_x.size(); ++i) ESL_EXPECT(close(grad_x[i], grad_x_expected[i], 1e-5));
   for (size_t i = 0; i < grad_values.size(); ++i) ESL_EXPECT(close(grad_values[i], grad_values_expected[i], 1e-5));
+  // Padding lanes of a gradient are zero whatever the weights are: 0 times infinity is not.
+  std::vector<float> infinite(w.values.size(), HUGE_VALF);
+  Conv2dCuda wild = p;
+  wild.w.values = infinite.data();
+  std::vector<float> wild_grad_x = poison(in * 64);
+  launch_conv2d_grad_input(wild, grad.data(), wild_grad_x.data(), nullptr);
+  for (size_t i = 0; i < wild_grad_x.size(); ++i)
+    if (!(lanes.valid(static_cast<int64_t>(i / 64) / (in / G)) >> (i % 64) & 1)) ESL_EXPECT(wild_grad_x[i] == 0.f);
   // Narrow panels: rounded once from the same sums.
   std::vector<cuda::Half> narrow_y(y.size()), narrow_grad(grad.size()), narrow_grad_x(grad_x.size());
   for (size_t i = 0; i < grad.size(); ++i) cuda::narrow(grad[i], narrow_grad[i]);
@@ -231,6 +242,187 @@ void conv2d(const Conv& k, int64_t bm, int64_t bn, int planes) {
     ESL_EXPECT(rounded.bits == narrow_y[i].bits);
   }
   for (size_t i = 0; i < grad_x.size(); ++i) ESL_EXPECT(close(cuda::widen(narrow_grad_x[i]), grad_x[i], 2e-2));
+}
+
+void same(const std::vector<float>& actual, const std::vector<float>& expected, double tolerance) {
+  ESL_EXPECT(actual.size() == expected.size());
+  for (size_t i = 0; i < actual.size(); ++i) ESL_EXPECT(close(actual[i], expected[i], tolerance));
+}
+
+void lif(int64_t T, int64_t M, bool hard, Surrogate surrogate, bool detach) {
+  Random random{static_cast<uint64_t>(T * 10 + M)};
+  std::vector<float> x = random.reals(T * M), v = random.reals(M), grad_s = random.reals(T * M),
+                     grad_v = random.reals(M);
+  for (float& current : x) current *= 2.f;
+  const float tau = 0.6f;
+  const LifNeuron neuron{tau, 0.7f, hard, 0.25f};
+  std::vector<float> spikes[2], last[2], grad_x[2], first[2], parts = poison(M);
+  for (int i = 0; i < 2; ++i) {
+    spikes[i] = poison(T * M), last[i] = poison(M), grad_x[i] = poison(T * M), first[i] = poison(M);
+    const LifForward f{neuron, T, M, x.data(), M, v.data(), 1, spikes[i].data(), last[i].data(), 1};
+    LifBackward b{neuron,
+                  surrogate,
+                  1.5f,
+                  detach,
+                  T,
+                  M,
+                  x.data(),
+                  M,
+                  v.data(),
+                  1,
+                  grad_s.data(),
+                  grad_v.data(),
+                  grad_x[i].data(),
+                  first[i].data(),
+                  nullptr,
+                  nullptr,
+                  1};
+    if (i == 0) {
+      launch_lif_forward(f, &tau, nullptr);
+      launch_lif_backward(b, &tau, parts.data(), nullptr);
+      continue;
+    }
+    ESL_DISPATCH(lif_forward, f);
+    double grad_tau = 0, sum = 0;
+    b.grad_tau = &grad_tau;
+    std::vector<float> scratch(size(ESL_DISPATCH(lif_backward_scratch, b)));
+    b.scratch = scratch.data();
+    ESL_DISPATCH(lif_backward, b);
+    for (const float part : parts) sum += part;
+    ESL_EXPECT(close(sum, grad_tau, 1e-4));
+  }
+  ESL_EXPECT(spikes[0] == spikes[1]);
+  same(last[0], last[1], 1e-6);
+  same(grad_x[0], grad_x[1], 1e-4);
+  same(first[0], first[1], 1e-4);
+}
+
+// Panels of currents hold NaN in their padding lanes, gradients zero there.
+std::vector<float> panels_of(const PanelShape& s, Random& random, float padding) {
+  std::vector<float> x(size(s.lanes.groups() * s.units() * 64), padding);
+  for (size_t i = 0; i < x.size(); ++i)
+    if (s.lanes.valid(static_cast<int64_t>(i / 64) / s.units()) >> (i % 64) & 1) x[i] = 2 * random.real();
+  return x;
+}
+
+void norm_lif(const PanelShape& s, int64_t pool, bool two, int planes, bool hard, bool batch_stats) {
+  Random random{static_cast<uint64_t>(s.lanes.T * 100 + s.lanes.B + s.channels)};
+  const int64_t C = s.channels, n = s.lanes.groups() * s.units();
+  const float tau = 0.7f;
+  const LifNeuron neuron{tau, 0.8f, hard, 0.25f};
+  const std::vector<float> current[2] = {panels_of(s, random, poison(1)[0]), panels_of(s, random, poison(1)[0])};
+  std::vector<float> mean = random.reals(C), rstd = random.reals(C), a = random.reals(C), b = random.reals(C);
+  for (float& r : rstd) r += 1.5f;
+  std::vector<uint64_t> residual(size(planes * n));
+  for (int64_t i = 0; i < planes * n; ++i) residual[size(i)] = random.next() & s.lanes.valid(i % n / s.units());
+  const NormLifInput in{
+      s,
+      neuron,
+      {{current[0].data(), a.data(), b.data()}, {two ? current[1].data() : nullptr, nullptr, nullptr}},
+      residual.data(),
+      planes,
+      0.25f,
+      1};
+  std::vector<uint64_t> words(size(n), ~0ull), expected_words = words;
+  launch_norm_lif_forward({in, words.data()}, &tau, nullptr);
+  ESL_DISPATCH(norm_lif_forward, (NormLifForward{in, expected_words.data()}));
+  ESL_EXPECT(words == expected_words);
+
+  const std::vector<float> grad = panels_of({s.lanes, s.height / pool, s.width / pool, C}, random, 0.f);
+  NormLifBackward p{};
+  p.in = in;
+  p.surrogate = Surrogate::atan;
+  p.width = 1.5f;
+  p.words = words.data();
+  p.grad = grad.data();
+  p.pool = pool;
+  p.norm[0] = {mean.data(), rstd.data(), batch_stats, nullptr, nullptr, nullptr};
+  const int64_t sites = norm_lif_sites(s), bytes = s.lanes.padded() / 8;
+  std::vector<float> g = poison(n * 64), sums = poison(4 * sites), grad_current = current[0];
+  launch_norm_lif_backward(p, &tau, g.data(), sums.data(), nullptr);
+
+  std::vector<float> expected_current = poison(n * 64), expected_g = poison(n * 64), gamma = poison(C),
+                     beta = poison(C);
+  double grad_tau = 0;
+  NormLifBackward e = p;
+  e.norm[0] = {mean.data(), rstd.data(), batch_stats, expected_current.data(), gamma.data(), beta.data()};
+  e.grad_residual = planes ? expected_g.data() : nullptr;
+  e.grad_tau = &grad_tau;
+  std::vector<double> scratch(size(ESL_DISPATCH(norm_lif_backward_scratch, e)));
+  e.scratch = scratch.data();
+  ESL_DISPATCH(norm_lif_backward, e);
+  if (planes) same(g, expected_g, 1e-4);
+  std::vector<float> coefficients(size(4 * C));
+  double sum_tau = 0;
+  for (int64_t i = 0; i < sites; ++i) sum_tau += sums[size(3 * sites + i)];
+  ESL_EXPECT(close(sum_tau, grad_tau, 1e-3));
+  for (int64_t c = 0; c < C; ++c) {
+    double of_g = 0, of_product = 0;
+    for (int64_t site = 0; site < sites; ++site)
+      if (site / bytes % C == c) of_g += sums[size(site)], of_product += sums[size(sites + site)];
+    const double r = rstd[size(c)], count = static_cast<double>(s.lanes.rows() * s.pixels());
+    ESL_EXPECT(close(of_product * r, gamma[size(c)], 1e-3) && close(of_g, beta[size(c)], 1e-3));
+    coefficients[size(c)] = a[size(c)];
+    if (!batch_stats) continue;
+    coefficients[size(C + c)] = static_cast<float>(of_g / count);
+    coefficients[size(2 * C + c)] = mean[size(c)];
+    coefficients[size(3 * C + c)] = static_cast<float>(r * r * of_product / count);
+  }
+  launch_norm_lif_spread(s, g.data(), grad_current.data(), coefficients.data(), nullptr);
+  same(grad_current, expected_current, 1e-3);
+}
+
+void panel_stats(const PanelShape& s) {
+  Random random{3};
+  const std::vector<float> current = panels_of(s, random, poison(1)[0]);
+  std::vector<double> stats(size(2 * s.channels), -1), expected = stats, scratch(size(cuda_panel_stats_scratch(s)));
+  PanelStats p{s, current.data(), stats.data(), scratch.data(), 1};
+  launch_panel_stats(p, Dtype::f32, nullptr);
+  p.stats = expected.data();
+  scratch.assign(size(ESL_DISPATCH(panel_stats_scratch, p)), 0);
+  p.scratch = scratch.data();
+  ESL_DISPATCH(panel_stats, p);
+  for (size_t i = 0; i < stats.size(); ++i) ESL_EXPECT(close(stats[i], expected[i], 1e-6));
+}
+
+void pool(const PoolAxis& y, const PoolAxis& x, int64_t channels) {
+  Random random{9};
+  const int64_t groups = 2;
+  const Pool p{groups, channels, y, x, 1};
+  const int64_t in = groups * p.pixels() * channels, out = groups * p.windows() * channels;
+  std::vector<uint64_t> words(size(in)), sums[2], any[2];
+  for (uint64_t& word : words) word = random.next() & random.next();
+  const std::vector<float> grad = random.reals(out * 64);
+  std::vector<float> grad_x[2], most[2];
+  for (int i = 0; i < 2; ++i) {
+    sums[i].assign(size(4 * out), ~0ull), any[i].assign(size(out), ~0ull);
+    grad_x[i] = poison(in * 64), most[i] = poison(in * 64);
+    const AvgPool avg{p, 1, 4, words.data(), sums[i].data()};
+    const AvgPoolBackward avg_back{p, 3.f, grad.data(), grad_x[i].data()};
+    const MaxPool max{p, words.data(), any[i].data()};
+    const MaxPoolBackward max_back{p, words.data(), grad.data(), most[i].data()};
+    if (i == 0) {
+      launch_avg_pool(avg, nullptr);
+      launch_avg_pool_backward(avg_back, Dtype::f32, nullptr);
+      launch_max_pool(max, nullptr);
+      launch_max_pool_backward(max_back, Dtype::f32, nullptr);
+    } else {
+      ESL_DISPATCH(avg_pool, avg);
+      ESL_DISPATCH(avg_pool_backward, avg_back);
+      ESL_DISPATCH(max_pool, max);
+      ESL_DISPATCH(max_pool_backward, max_back);
+    }
+  }
+  ESL_EXPECT(sums[0] == sums[1] && any[0] == any[1]);
+  same(grad_x[0], grad_x[1], 1e-6);
+  same(most[0], most[1], 1e-6);
+  const Lanes lanes{3, 40};
+  std::vector<float> mean[2] = {poison(lanes.rows() * channels), poison(lanes.rows() * channels)};
+  GlobalAvgPool global{lanes, channels, p.pixels(), 1, 0.5f, words.data(), mean[0].data(), Dtype::f32, 1};
+  launch_global_avg_pool(global, nullptr);
+  global.rows = mean[1].data();
+  ESL_DISPATCH(global_avg_pool, global);
+  same(mean[0], mean[1], 1e-6);
 }
 
 // Sizes that do not fit are said before anything is launched.
@@ -278,6 +470,20 @@ void run() {
   for (const Conv& conv : convs)
     for (const auto& block : blocks)
       for (const int planes : {0, 1, 3}) conv2d(conv, block[0], block[1], planes);
+  for (const bool hard : {false, true})
+    for (const auto surrogate : {Surrogate::triangle, Surrogate::rectangle, Surrogate::sigmoid, Surrogate::atan})
+      lif(5, 300, hard, surrogate, hard);
+  lif(1, 1, true, Surrogate::triangle, false);
+  for (const int64_t B : {1, 5, 12, 33})
+    for (const int64_t T : {1, 3, 10}) {
+      norm_lif({{T, B}, 3, 2, 3}, 1, T == 3, T == 1 ? 0 : 2, T != 10, B != 12);
+      panel_stats({{T, B}, 3, 2, 5});
+    }
+  panel_stats({{1, 3}, 265, 265, 1});  // several panels for a thread
+  norm_lif({{3, 5}, 5, 4, 2}, 2, true, 1, false, true);
+  pool({6, 3, 2, 2, 0, 1}, {7, 3, 2, 2, 0, 1}, 5);
+  pool({6, 3, 3, 2, 1, 1}, {7, 4, 3, 2, 1, 1}, 3);
+  pool({5, 3, 2, 1, 0, 2}, {6, 2, 2, 4, 0, 1}, 130);
   refuses("pack: expected at most 2147418111 lanes",
           [] { launch_pack({{1 << 20, 1 << 20}, 1, 1, 1, 1.f, nullptr, Dtype::f32, nullptr, 1}, nullptr, nullptr); });
   refuses("unpack: expected at most 2147418111 elements of a sample",

@@ -3,6 +3,7 @@
 import sys
 
 import pytest
+import torch
 
 from esl_sparse import _native
 from esl_sparse._version import __version__
@@ -54,3 +55,19 @@ def test_forced_isa_unknown(run) -> None:
     done = run(sys.executable, "-c", code, ESL_SPARSE_ISA="mmx", check=False)
     assert done.returncode != 0
     assert "ValueError: ESL_SPARSE_ISA='mmx': this build on this machine supports portable" in done.stdout
+
+
+@pytest.mark.skipif(bool(_native.cuda_reason()), reason=_native.cuda_reason())
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine where no kernel can run")
+@pytest.mark.parametrize(
+    "name,args",
+    [
+        ("pack", (0, 0, 0, 1, 1, 1, 1, 1, 1.0, 0)),
+        ("lif", (2, 3, 0, 3, 0, 0, (0, 1.0, True, 0.0), 0, 0)),
+        ("transpose_index", (3, 3, 4, 0, 0, 0, 0, 0, 0)),
+    ],
+)
+def test_a_failed_launch_names_op_and_error(name, args) -> None:
+    run = getattr(_native.lib(), "cuda_lif_forward" if name == "lif" else f"cuda_{name}")
+    with pytest.raises(RuntimeError, match=rf"^{name}: CUDA error cudaError\w+: \w+"):
+        run(*args, 0)

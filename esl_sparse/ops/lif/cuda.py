@@ -11,7 +11,7 @@ from .native import SURROGATE_CODES, currents, potential
 
 
 def neuron(tau: Tensor, v_threshold: float, v_reset: float | None) -> tuple[int, float, bool, float]:
-    """Address of tau, threshold, whether the reset is hard, reset: tau stays on the GPU."""
+    """Address of tau, threshold, whether the reset is hard, reset: tau, float32, stays on the GPU."""
     return tau.data_ptr(), v_threshold, v_reset is not None, v_reset or 0.0
 
 
@@ -19,6 +19,7 @@ def forward(x: Tensor, v: Tensor, tau: Tensor, v_threshold: float, v_reset: floa
     T, M = x.shape
     x, stride = currents(x)
     v, v_stride = potential(v)
+    tau = tau.to(x)
     spikes = x.new_empty((T, M))
     last = x.new_empty(M if want_v else 0)
     launch(
@@ -43,6 +44,7 @@ def backward(
     T, M = x.shape
     x, stride = currents(x)
     v, v_stride = potential(v)
+    like, tau = tau, tau.to(x)
     grad_s = grad_s.contiguous()
     grad_v = None if grad_v is None or not grad_v.numel() else grad_v.contiguous()
     grad_x = x.new_empty((T, M))
@@ -70,5 +72,5 @@ def backward(
     return (
         grad_x,
         grad_first,
-        empty(tau) if grad_tau is None else grad_tau.sum(dtype=torch.float64).to(tau.dtype),
+        empty(like) if grad_tau is None else grad_tau.sum(dtype=torch.float64).to(like.dtype),
     )

@@ -31,11 +31,11 @@ def _current(panel: Tensor | None, a: Tensor | None, b: Tensor | None) -> Curren
 
 
 def _inputs(
-    call: Forward | Backward, first: Current, second: Current, residual: Tensor | None
+    call: Forward | Backward, tau: Tensor, first: Current, second: Current, residual: Tensor | None
 ) -> tuple[object, ...]:
     return (
         _shape(call.current, call.T, call.B),
-        neuron(call.tau, call.v_threshold, call.v_reset),
+        neuron(tau, call.v_threshold, call.v_reset),
         tuple(map(address, first)),
         tuple(map(address, second)),
         address(residual),
@@ -49,7 +49,8 @@ def forward(call: Forward) -> Tensor:
     second = _current(call.current2, call.a2, call.b2)
     residual = None if call.residual is None else call.residual.contiguous()
     words = call.current.new_empty((1, *call.current.shape[:4]), dtype=torch.int64)
-    inputs = _inputs(call, first, second, residual)
+    tau = call.tau.to(call.current)
+    inputs = _inputs(call, tau, first, second, residual)
     launch("norm_lif_forward", words.device, *inputs, words.data_ptr())
     return words
 
@@ -60,7 +61,7 @@ def backward(call: Backward) -> tuple[Tensor, ...]:
     first = _current(call.current, *affine(*norms[0][:4]))
     second = _current(call.current2, *affine(*norms[1][:4]))
     residual = None if call.residual is None else call.residual.contiguous()
-    words, grad = call.words.contiguous(), aligned(call.grad)
+    words, grad, tau = call.words.contiguous(), aligned(call.grad), call.tau.to(call.current)
     shape = _shape(call.current, call.T, call.B)
     _, H, W, C, _ = call.current.shape
     g = torch.empty_like(call.current, memory_format=torch.contiguous_format)
@@ -69,7 +70,7 @@ def backward(call: Backward) -> tuple[Tensor, ...]:
     launch(
         "norm_lif_backward",
         device,
-        *_inputs(call, first, second, residual),
+        *_inputs(call, tau, first, second, residual),
         SURROGATE_CODES[call.surrogate],
         call.width,
         call.detach_reset,
@@ -98,8 +99,8 @@ def backward(call: Backward) -> tuple[Tensor, ...]:
         for k, gradient in enumerate(gradients, start=1):
             found.append(gradient.to(g.dtype) if call.needs >> 3 * i + k & 1 else empty(g))
     found.append(g if call.needs >> 6 & 1 else empty(g))
-    tau = sums[3].sum(dtype=torch.float64).to(call.tau.dtype)
-    return (*found, tau if call.needs >> 7 & 1 else empty(call.tau))
+    grad_tau = sums[3].sum(dtype=torch.float64).to(call.tau.dtype)
+    return (*found, grad_tau if call.needs >> 7 & 1 else empty(call.tau))
 
 
 def _spread(
