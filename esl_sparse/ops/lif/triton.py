@@ -51,7 +51,7 @@ def forward(
 ) -> tuple[Tensor, Tensor]:
     """Spikes ``[T, M]`` in x's dtype and the last potential (empty unless wanted) in float32, like v and tau."""
     T, M = x.shape
-    x, block = _rows(x), _WARPS * 32 * _neurons(x)
+    x, block, steps = _rows(x), _WARPS * 32 * _neurons(x), even_chunks(T, _FORWARD_STEPS)
     spikes, last = x.new_empty(T, M), v.new_empty(M if want_v else 0)
     if M:
         with on(x.device):
@@ -66,7 +66,8 @@ def forward(
                 x.stride(0),
                 SHARED=v.stride(0) == 0,
                 WANT_V=want_v,
-                STEPS=even_chunks(T, _FORWARD_STEPS),
+                WHOLE=T % steps == 0,
+                STEPS=steps,
                 BLOCK=block,
                 **_neuron(v_threshold, v_reset),
             )
@@ -122,6 +123,7 @@ def backward(
                 NEED_V=need_v,
                 NEED_TAU=need_tau,
                 CHUNKED=chunks > 1,
+                WHOLE=T % steps == 0,
                 STEPS=steps,
                 BLOCK=block,
                 **_neuron(v_threshold, v_reset),

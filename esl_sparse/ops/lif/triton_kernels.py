@@ -27,6 +27,12 @@ def where(condition, mask):
 
 
 @triton.jit
+def at_step(t, T, mask, WHOLE: tl.constexpr):
+    """The mask at steps that there are; WHOLE: all, for chunks divide the run."""
+    return mask if WHOLE else where(t < T, mask)
+
+
+@triton.jit
 def after_reset(u, spike, v_threshold, v_reset, HARD: tl.constexpr):
     return tl.where(spike, v_reset, u) if HARD else u - tl.where(spike, v_threshold, 0.0)
 
@@ -77,12 +83,12 @@ def _first(v, n, inside, SHARED: tl.constexpr, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def _chunk(pointer, begin, T, stride, inside, STEPS: tl.constexpr):
+def _chunk(pointer, begin, T, stride, inside, WHOLE: tl.constexpr, STEPS: tl.constexpr):
     """STEPS steps of a row's piece, from step `begin` on; zeros beyond the last."""
     steps = ()
     for j in tl.static_range(STEPS):
         t = begin + j
-        steps += (tl.load(pointer + t.to(tl.int64) * stride, mask=where(t < T, inside), other=0.0),)
+        steps += (tl.load(pointer + t.to(tl.int64) * stride, mask=at_step(t, T, inside, WHOLE), other=0.0),)
     return steps
 
 
@@ -101,6 +107,7 @@ def forward(
     HARD: tl.constexpr,
     SHARED: tl.constexpr,
     WANT_V: tl.constexpr,
+    WHOLE: tl.constexpr,
     STEPS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
@@ -109,13 +116,14 @@ def forward(
     decay = tl.load(tau)
     potential = _first(v, n, inside, SHARED, BLOCK)
     for begin in range(0, T, STEPS):
-        currents = _chunk(x + n, begin, T, stride, inside, STEPS)
+        currents = _chunk(x + n, begin, T, stride, inside, WHOLE, STEPS)
         for j in tl.static_range(STEPS):
             t = begin + j
             u = decay * potential + currents[j].to(tl.float32)
             spike = u > v_threshold
-            tl.store(spikes + t.to(tl.int64) * M + n, spike.to(tl.float32), mask=where(t < T, inside))
-            potential = tl.where(t < T, after_reset(u, spike, v_threshold, v_reset, HARD), potential)
+            tl.store(spikes + t.to(tl.int64) * M + n, spike.to(tl.float32), mask=at_step(t, T, inside, WHOLE))
+            after = after_reset(u, spike, v_threshold, v_reset, HARD)
+            potential = after if WHOLE else tl.where(t < T, after, potential)
     if WANT_V:
         tl.store(last + n, potential, mask=inside)
 
@@ -146,6 +154,7 @@ def backward(
     NEED_V: tl.constexpr,
     NEED_TAU: tl.constexpr,
     CHUNKED: tl.constexpr,
+    WHOLE: tl.constexpr,
     STEPS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
@@ -158,7 +167,7 @@ def backward(
         for early in range(0, (chunks - 1) * STEPS, STEPS):
             chunk = early // STEPS
             tl.store(starts + chunk.to(tl.int64) * M + n, potential, mask=inside)
-            currents = _chunk(x + n, early, T, stride, inside, STEPS)
+            currents = _chunk(x + n, early, T, stride, inside, WHOLE, STEPS)
             for j in tl.static_range(STEPS):
                 u = decay * potential + currents[j].to(tl.float32)
                 potential = after_reset(u, u > v_threshold, v_threshold, v_reset, HARD)
@@ -174,8 +183,8 @@ def backward(
             before = starts + chunk.to(tl.int64) * M + n
             potential = tl.load(before, mask=where(i > 0, inside), other=potential)
         start = potential
-        currents = _chunk(x + n, begin, T, stride, inside, STEPS)
-        grads = _chunk(grad_s + n, begin, T, grad_stride, inside, STEPS)
+        currents = _chunk(x + n, begin, T, stride, inside, WHOLE, STEPS)
+        grads = _chunk(grad_s + n, begin, T, grad_stride, inside, WHOLE, STEPS)
         us = ()
         for j in tl.static_range(STEPS):
             u = decay * potential + currents[j].to(tl.float32)
@@ -195,14 +204,14 @@ def backward(
                 DETACH,
                 SURROGATE,
             )
-            tl.store(grad_x + t.to(tl.int64) * M + n, g, mask=where(t < T, inside))
-            carried = tl.where(t < T, decay * g, carried)
+            tl.store(grad_x + t.to(tl.int64) * M + n, g, mask=at_step(t, T, inside, WHOLE))
+            carried = decay * g if WHOLE else tl.where(t < T, decay * g, carried)
             if NEED_TAU:
                 if j == 0:
                     v_before = start
                 else:
                     v_before = after_reset(us[j - 1], us[j - 1] > v_threshold, v_threshold, v_reset, HARD)
-                of_tau += tl.where(where(t < T, inside), g * v_before, 0.0)
+                of_tau += tl.where(at_step(t, T, inside, WHOLE), g * v_before, 0.0)
     if NEED_V:
         tl.store(grad_first + n, carried, mask=inside)
     if NEED_TAU:

@@ -24,9 +24,10 @@ if TYPE_CHECKING:
 _WARPS = 2
 
 
-def _steps(call: Forward | Backward) -> int:
-    """Of a chunk: those whose values a thread holds in registers."""
-    return even_chunks(call.T, 10 if call.current2 is None and call.residual is None else 5)
+def _steps(call: Forward | Backward) -> dict[str, Any]:
+    """Of a chunk: those whose values a thread holds in registers; and whether chunks divide the run."""
+    steps = even_chunks(call.T, 10 if call.current2 is None and call.residual is None else 5)
+    return {"STEPS": steps, "WHOLE": call.T % steps == 0}
 
 
 def _kernels() -> ModuleType:
@@ -76,6 +77,7 @@ def _options(call: Forward | Backward, tiles: _Tiles, residual: Tensor | None) -
         "L": tiles.L,
         "P": tiles.P,
         "ROWS": tiles.ROWS,
+        **_steps(call),
         "enable_fp_fusion": False,  # spikes must equal those of the plain loop
         "num_warps": _WARPS,
     }
@@ -106,7 +108,6 @@ def forward(call: Forward) -> Tensor:
             call.tau,
             NORM=call.a is not None,
             NORM2=call.a2 is not None,
-            STEPS=_steps(call),
             **_options(call, tiles, residual),
         )
     return words
@@ -165,8 +166,7 @@ class _Backward:
         self.operands = (call.grad.contiguous(), tiles.pieces(call.words))
         self.affine = [affine(*norm[:4]) for norm in call.norms]
         self.residual = (residual, grad_residual)
-        self.steps = _steps(call)
-        self.chunks = -(-call.T // self.steps)
+        self.chunks = -(-call.T // _steps(call)["STEPS"])
         rows = (max(self.chunks - 1, 0), tiles.programs, tiles.ROWS, tiles.L)
         self.starts = current.new_empty(rows, dtype=torch.float32)
         self.options = _options(call, tiles, residual)
@@ -215,7 +215,6 @@ class _Backward:
                 PUT=task.put,
                 BATCH=task.batch,
                 CHUNKED=self.chunks > 1,
-                STEPS=self.steps,
                 **self.options,
             )
         if task.sums:

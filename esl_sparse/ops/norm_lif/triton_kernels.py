@@ -21,7 +21,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from ..lif.triton_kernels import after_reset, grad_of_input, where
+from ..lif.triton_kernels import after_reset, at_step, grad_of_input, where
 
 _SIZES = ["T", "B", "octets", "groups", "units", "C", "W", "pooled_height", "pooled_width"]
 _jit = triton.jit(do_not_specialize=_SIZES)  # alignment follows from 8 lanes and more
@@ -44,25 +44,27 @@ def _place(eighth, units):
 
 
 @triton.jit
-def _panels(pointer, inside, begin, T, octet, octets, units, STEPS: tl.constexpr):
+def _panels(pointer, inside, begin, T, octet, octets, units, WHOLE: tl.constexpr, STEPS: tl.constexpr):
     """Rows [ROWS, L] of STEPS steps from step `begin` on; zeros beyond the last."""
     steps = ()
     for j in tl.static_range(STEPS):
         t = begin + j
         word, bit = _place(t * octets + octet, units)
-        mask = where(t < T, inside[:, None])
+        mask = at_step(t, T, inside[:, None], WHOLE)
         steps += (tl.load(pointer + (word * 64 + bit), mask=mask, other=0.0),)
     return steps
 
 
 @triton.jit
-def _words(pointer, inside, begin, T, octet, octets, units, L: tl.constexpr, STEPS: tl.constexpr):
+def _words(
+    pointer, inside, begin, T, octet, octets, units, L: tl.constexpr, WHOLE: tl.constexpr, STEPS: tl.constexpr
+):
     """The same of spikes, L bits [ROWS] a step."""
     steps = ()
     for j in tl.static_range(STEPS):
         t = begin + j
         word, bit = _place(t * octets + octet, units)
-        bits = tl.load(pointer + (word * (64 // L) + bit // L), mask=where(t < T, inside), other=0)
+        bits = tl.load(pointer + (word * (64 // L) + bit // L), mask=at_step(t, T, inside, WHOLE), other=0)
         steps += (bits.to(tl.int32),)
     return steps
 
@@ -85,6 +87,7 @@ def _levels(
     groups,
     L: tl.constexpr,
     PLANES: tl.constexpr,
+    WHOLE: tl.constexpr,
     STEPS: tl.constexpr,
 ):
     """Integers [ROWS, L] of PLANES bits."""
@@ -94,9 +97,9 @@ def _levels(
         t = begin + j
         word, bit = _place(t * octets + octet, units)
         at = word * (64 // L) + bit // L
-        level = _bits(tl.load(pointer + at, mask=where(t < T, inside), other=0).to(tl.int32), L)
+        level = _bits(tl.load(pointer + at, mask=at_step(t, T, inside, WHOLE), other=0).to(tl.int32), L)
         for p in tl.static_range(1, PLANES):
-            words = tl.load(pointer + p * plane + at, mask=where(t < T, inside), other=0)
+            words = tl.load(pointer + p * plane + at, mask=at_step(t, T, inside, WHOLE), other=0)
             level |= _bits(words.to(tl.int32), L) << p
         steps += (level,)
     return steps
@@ -147,6 +150,7 @@ def forward(
     L: tl.constexpr,
     P: tl.constexpr,
     ROWS: tl.constexpr,
+    WHOLE: tl.constexpr,
     STEPS: tl.constexpr,
 ):
     octet, row, inside, valid = _rows(B, octets, units, L, P, ROWS)
@@ -159,12 +163,12 @@ def forward(
     decay = tl.load(tau)
     v = tl.zeros((ROWS, L), tl.float32) + v_reset
     for begin in range(0, T, STEPS):
-        xs = _panels(current + in_panel, inside, begin, T, octet, octets, units, STEPS)
+        xs = _panels(current + in_panel, inside, begin, T, octet, octets, units, WHOLE, STEPS)
         if SECOND:
-            xs2 = _panels(current2 + in_panel, inside, begin, T, octet, octets, units, STEPS)
+            xs2 = _panels(current2 + in_panel, inside, begin, T, octet, octets, units, WHOLE, STEPS)
         if PLANES:
             levels = _levels(
-                residual + in_words, inside, begin, T, octet, octets, units, groups, L, PLANES, STEPS
+                residual + in_words, inside, begin, T, octet, octets, units, groups, L, PLANES, WHOLE, STEPS
             )
         for j in tl.static_range(STEPS):
             t = begin + j
@@ -178,7 +182,9 @@ def forward(
             v = after_reset(u, spike, v_threshold, v_reset, HARD)
             word, bit = _place(t * octets + octet, units)
             bits = tl.sum(spike.to(tl.int32) << lane, axis=1)
-            tl.store(words + (word * (64 // L) + bit // L) + in_words, bits, mask=where(t < T, inside))
+            tl.store(
+                words + (word * (64 // L) + bit // L) + in_words, bits, mask=at_step(t, T, inside, WHOLE)
+            )
     # The rest of the last group.
     for rest in range(T * octets, groups * 8, L // 8):
         eighth = rest + octet
@@ -247,6 +253,7 @@ def backward(
     L: tl.constexpr,
     P: tl.constexpr,
     ROWS: tl.constexpr,
+    WHOLE: tl.constexpr,
     STEPS: tl.constexpr,
 ):
     octet, row, inside, valid = _rows(B, octets, units, L, P, ROWS)
@@ -277,13 +284,24 @@ def backward(
             chunk = early // STEPS
             before = starts + (chunk.to(tl.int64) * tl.num_programs(0) + program) * (ROWS * L)
             tl.store(before + in_starts, v)
-            fired = _words(words + in_words, inside, early, T, octet, octets, units, L, STEPS)
-            xs = _panels(current + in_panel, inside, early, T, octet, octets, units, STEPS)
+            fired = _words(words + in_words, inside, early, T, octet, octets, units, L, WHOLE, STEPS)
+            xs = _panels(current + in_panel, inside, early, T, octet, octets, units, WHOLE, STEPS)
             if SECOND:
-                xs2 = _panels(current2 + in_panel, inside, early, T, octet, octets, units, STEPS)
+                xs2 = _panels(current2 + in_panel, inside, early, T, octet, octets, units, WHOLE, STEPS)
             if PLANES:
                 levels = _levels(
-                    residual + in_words, inside, early, T, octet, octets, units, groups, L, PLANES, STEPS
+                    residual + in_words,
+                    inside,
+                    early,
+                    T,
+                    octet,
+                    octets,
+                    units,
+                    groups,
+                    L,
+                    PLANES,
+                    WHOLE,
+                    STEPS,
                 )
             for j in tl.static_range(STEPS):
                 integrated = _normalised(xs[j], scale_1, shift_1, NORM)
@@ -306,16 +324,16 @@ def backward(
             before = starts + (chunk.to(tl.int64) * tl.num_programs(0) + program) * (ROWS * L)
             v = tl.load(before + in_starts, mask=where(i > 0, in_starts >= 0), other=v)
         start = v
-        fired = _words(words + in_words, inside, begin, T, octet, octets, units, L, STEPS)
-        xs = _panels(current + in_panel, inside, begin, T, octet, octets, units, STEPS)
+        fired = _words(words + in_words, inside, begin, T, octet, octets, units, L, WHOLE, STEPS)
+        xs = _panels(current + in_panel, inside, begin, T, octet, octets, units, WHOLE, STEPS)
         if SECOND:
-            xs2 = _panels(current2 + in_panel, inside, begin, T, octet, octets, units, STEPS)
+            xs2 = _panels(current2 + in_panel, inside, begin, T, octet, octets, units, WHOLE, STEPS)
         if PLANES:
             levels = _levels(
-                residual + in_words, inside, begin, T, octet, octets, units, groups, L, PLANES, STEPS
+                residual + in_words, inside, begin, T, octet, octets, units, groups, L, PLANES, WHOLE, STEPS
             )
         of_pooled = pooled_height * pooled_width * C
-        grads = _panels(grad + in_grad, kept, begin, T, octet, octets, of_pooled, STEPS)
+        grads = _panels(grad + in_grad, kept, begin, T, octet, octets, of_pooled, WHOLE, STEPS)
         us = ()
         for j in tl.static_range(STEPS):
             integrated = _normalised(xs[j], scale_1, shift_1, NORM)
@@ -328,7 +346,7 @@ def backward(
             v = after_reset(u, _bits(fired[j], L) != 0, v_threshold, v_reset, HARD)
         for j in tl.static_range(STEPS - 1, -1, -1):
             t = begin + j
-            live = where(t < T, valid)
+            live = at_step(t, T, valid, WHOLE)
             g = grad_of_input(
                 grads[j].to(tl.float32) * (1.0 / (POOL * POOL)),
                 carried,
@@ -357,7 +375,7 @@ def backward(
                 of_tau += tl.where(live, g * v_before, 0.0)
             word, bit = _place(t * octets + octet, units)
             at = word * 64 + bit
-            mask = where(t < T, inside[:, None])
+            mask = at_step(t, T, inside[:, None], WHOLE)
             if PUT & 1:
                 target = current + at + in_panel
                 _put(target, mask, live, g, xs[j], scale_1, mean_1, mean_g, slope_1, NORM, BATCH & 1)

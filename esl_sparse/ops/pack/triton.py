@@ -52,7 +52,7 @@ def pack(x: Tensor, planes: int, scale: float) -> Tensor | None:
     words = x.new_empty((planes, lanes.groups, H, W, C), dtype=torch.int64)
     broken = torch.zeros((), dtype=torch.int32, device=x.device)
     options = {"groups": lanes.groups, "scale": float(scale), "PLANES": planes}
-    _launch("pack", x, words, broken, lanes=lanes, shape=shape, **options)
+    _launch("pack", x, words.view(torch.int32), broken, lanes=lanes, shape=shape, **options)
     if x.is_cuda and torch.cuda.is_current_stream_capturing():
         torch._assert_async(broken == 0)
         return words

@@ -17,26 +17,20 @@ _jit = triton.jit(do_not_specialize=["T", "B", "padded", "groups"])
 def _tile(T, B, padded, units, pixels, channels, UNITS: tl.constexpr):
     """Group; unit and its place in a panel int64 [1, UNITS]; lane, its row int64, whether it has one [64, 1]."""
     tiles = tl.cdiv(units, UNITS)
-    group = (tl.program_id(0) // tiles).to(tl.int64)
+    group = tl.program_id(0) // tiles
     unit = tl.program_id(0) % tiles * UNITS + tl.arange(0, UNITS)[None, :]
     lane = tl.arange(0, 64)[:, None]
-    number = group * 64 + lane
+    number = group * 64 + lane  # divided in 32 bits: 64 take many times as long
     sample = number % padded
-    row = number // padded * B + sample
-    return (
-        group,
-        unit,
-        unit % pixels * channels + unit // pixels,
-        lane,
-        row,
-        (sample < B) & (number < T * padded),
-    )
+    row = (number // padded * B + sample).to(tl.int64)
+    place = unit % pixels * channels + unit // pixels
+    return group.to(tl.int64), unit, place, lane, row, (sample < B) & (number < T * padded)
 
 
 @_jit
 def pack(
     x,  # rows [T * B, units]
-    words,  # int64 [PLANES, groups, units]
+    words,  # [PLANES, groups, units, 2], halves of 32 lanes
     broken,  # int32, one: set if x holds anything but levels
     T,
     B,
@@ -58,9 +52,10 @@ def pack(
         weight = scale * (1 << (PLANES - 1 - i))
         bit = rest >= weight
         rest -= tl.where(bit, weight, 0.0)
-        word = tl.sum(bit.to(tl.int64) << lane, axis=0)
-        target = words + ((PLANES - 1 - i) * groups.to(tl.int64) + group) * units + place
-        tl.store(target, word[None, :], mask=unit < units)
+        bits = tl.reshape(bit.to(tl.int32) << (lane & 31), (2, 32, UNITS))
+        at = (((PLANES - 1 - i) * groups.to(tl.int64) + group) * units + place) * 2
+        half = tl.arange(0, 2)[:, None]
+        tl.store(words + at + half, tl.sum(bits, axis=1), mask=(unit < units) & (half >= 0))
     bad = tl.max(tl.max((rest != 0.0).to(tl.int32), axis=1), axis=0)
     tl.store(broken, bad, mask=bad != 0)
 

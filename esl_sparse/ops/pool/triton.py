@@ -45,8 +45,16 @@ def _dilation(window: Window) -> dict[str, int]:
     return {"dilation_y": window.dilation[0], "dilation_x": window.dilation[1]}
 
 
+def _grid(total: int, block: int) -> tuple[int]:
+    if total >= 2**31:
+        raise ValueError(
+            f"x: expected maps of less than 2**31 words on a GPU, got {total}; use a smaller batch"
+        )
+    return (-(-total // block),)
+
+
 def _words_grid(out: Tensor) -> tuple[int]:
-    return (-(-prod(out.shape[1:]) // _BLOCK),)
+    return _grid(prod(out.shape[1:]), _BLOCK)
 
 
 def avg_pool(words: Tensor, sum_planes: int, window: Window) -> Tensor:
@@ -93,7 +101,7 @@ def _backward(grad: Tensor, routes: Tensor | None, size: Pair, share: float, win
     rows = _WARPS * 32 * 16 // grad.element_size() // LANES
     if grad_x.numel():
         with on(grad.device):
-            _kernels().backward[(-(-grad_x.numel() // LANES // rows),)](
+            _kernels().backward[_grid(grad_x.numel() // LANES, rows)](
                 grad,
                 grad if routes is None else routes,
                 grad_x,

@@ -18,16 +18,16 @@ _jit = triton.jit(do_not_specialize=["total", "plane", "route", "T", "B", "padde
 
 @triton.jit
 def _outputs(total, C, Wo, Ho, BLOCK: tl.constexpr):
-    """Index int64 [BLOCK] into ``[groups, Ho, Wo, C]``, and group, row, column, channel."""
-    i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    pixel = i // C
-    return i, pixel // Wo // Ho, (pixel // Wo % Ho).to(tl.int32), (pixel % Wo).to(tl.int32), i % C
+    """Index [BLOCK] into ``[groups, Ho, Wo, C]``, and group, row, column, channel."""
+    i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    line = i // C // Wo
+    return i, line // Ho, line % Ho, i // C % Wo, i % C
 
 
 @triton.jit
 def _source(group, y, x, c, H, W, C, exists):
-    """Where a pixel's word stands in ``[groups, H, W, C]``, and whether it lies on the map."""
-    return ((group * H + y) * W + x) * C + c, exists & (y >= 0) & (y < H) & (x >= 0) & (x < W)
+    """Where a pixel's word stands in ``[groups, H, W, C]``, int64, and whether it lies on the map."""
+    return (((group * H + y) * W + x) * C + c).to(tl.int64), exists & (y >= 0) & (y < H) & (x >= 0) & (x < W)
 
 
 @_jit
@@ -187,8 +187,8 @@ def backward(
     Wo,
     KH,
     KW,
-    stride_y,
-    stride_x,
+    stride_y: tl.constexpr,
+    stride_x: tl.constexpr,
     padding_y,
     padding_x,
     dilation_y,
@@ -214,7 +214,9 @@ def backward(
                 here = tl.where((bits[:, None] >> lane) & 1 != 0, here, 0.0)
                 tap += route
             found += here
-    tl.store(grad_x + (i[:, None] * 64 + lane), found * share, mask=(i < total)[:, None] & (lane >= 0))
+    tl.store(
+        grad_x + (i.to(tl.int64)[:, None] * 64 + lane), found * share, mask=(i < total)[:, None] & (lane >= 0)
+    )
 
 
 @_jit
@@ -232,17 +234,17 @@ def global_avg_pool(
     CHANNELS: tl.constexpr,
 ):
     tiles = tl.cdiv(C, CHANNELS)
-    group = (tl.program_id(0) // tiles).to(tl.int64)
+    group = tl.program_id(0) // tiles
     c = tl.program_id(0) % tiles * CHANNELS + tl.arange(0, CHANNELS)[None, :]
     lane = tl.arange(0, 64)[:, None]
     count = tl.zeros((64, CHANNELS), tl.int32)
     for pixel in range(0, pixels):
         for plane in tl.static_range(PLANES):
-            at = ((plane * groups + group) * pixels + pixel) * C + c
+            at = ((plane * groups + group).to(tl.int64) * pixels + pixel) * C + c
             bits = tl.load(words + at, mask=c < C, other=0) >> lane
             count += (bits.to(tl.int32) & 1) << plane
     number = group * 64 + lane
     sample = number % padded
-    row = number // padded * B + sample
+    row = (number // padded * B + sample).to(tl.int64)
     present = (sample < B) & (number < T * padded)
     tl.store(y + row * C + c, count.to(tl.float32) * share, mask=present & (c < C))
