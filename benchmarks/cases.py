@@ -262,6 +262,24 @@ QUICK_SCAN_SIZE = (64, 32, (4000,), (1000,))
 SCAN_RATES = (0.02, 0.1, 0.3, 0.7)
 
 
+class TemporalCase(NamedTuple):
+    """A layer of neurons that fire once on ``N`` samples, of whose inputs ``early`` fire first."""
+
+    inputs: int
+    outputs: int
+    N: int
+    early: float
+    density: float
+
+    def __str__(self) -> str:
+        shape = f"single-spike layer {self.inputs}-{self.outputs}, N={self.N}"
+        return f"{shape}, density {self.density:g}, {self.early:g} of the inputs early"
+
+
+TEMPORAL_CASE = TemporalCase(784, 800, 100, 0.15, 0.1515)  # the paper's, eps = 60
+QUICK_TEMPORAL_CASE = TemporalCase(40, 30, 8, 0.3, 0.5)
+TEMPORAL_TARGET = 5.0  # times dense, at least; that of an epoch, which has more in it
+
 # On a GPU: shapes, blocks and densities; bfloat16. What loses (1x1, 4x4) stands in the same table.
 GPU_BLOCKS = (16, 32, 64, 4, 1)
 GPU_DENSITIES = (0.5, 0.3, 0.2, 0.1, 0.05)

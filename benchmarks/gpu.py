@@ -169,9 +169,7 @@ def _add(report: Report, title: str, rows: list[dict]) -> None:
         of_mode = [row for row in rows if row["mode"] == mode]
         shown = [f"{row['provider']} {row['error']}" for row in of_mode if "error" in row]
         measured = [row for row in of_mode if "error" not in row]
-        shown += [
-            f"{row['provider']} {linear.cell({**row, 'provider': row['provider']})}" for row in measured
-        ]
+        shown += [f"{row['provider']} {linear.cell(row)}" for row in measured]
         print(f"  {mode:17} " + "   ".join(shown), flush=True)
     report.add(rows)
 

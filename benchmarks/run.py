@@ -29,6 +29,7 @@ from . import (
     saved,
     scan,
     showcase,
+    temporal,
     timing,
     vggsnn,
 )
@@ -50,6 +51,7 @@ BENCHMARKS = {
     "overlap": overlap,
     "scan": scan,
     "showcase": showcase,
+    "temporal": temporal,
     "gpu": gpu,
 }
 

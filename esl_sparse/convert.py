@@ -173,7 +173,10 @@ def densify(model: nn.Module) -> None:
     layer: Any
     for layer in filter(is_sparse, model.modules()):
         dense = _as_it_was(layer, layer.to_dense()).train(layer.training)
-        dense.weight.requires_grad_(layer.values.requires_grad)
+        weight = (
+            dense.values if is_sparse(dense) else dense.weight
+        )  # neurons that fire once have no layer in torch
+        weight.requires_grad_(layer.values.requires_grad)
         dense.bias = layer.bias
         new[layer] = dense
     _replace_modules(model, new)

@@ -11,31 +11,6 @@ namespace {
 
 constexpr int64_t kWordPiece = 64, kPanelPiece = 16;  // channels
 
-// f(i) for each element i of window o, ascending.
-template <class F>
-inline void for_elements(const PoolAxis& a, int64_t o, F f) {
-  for (int64_t k = 0; k < a.kernel; ++k) {
-    const int64_t i = o * a.stride - a.padding + k * a.dilation;
-    if (i >= 0 && i < a.size) f(i);
-  }
-}
-
-// f(o) for each window o that holds element i, ascending.
-template <class F>
-inline void for_windows(const PoolAxis& a, int64_t i, F f) {
-  for (int64_t k = a.kernel - 1; k >= 0; --k) {
-    const int64_t start = i + a.padding - k * a.dilation;
-    if (start >= 0 && start % a.stride == 0 && start / a.stride < a.windows) f(start / a.stride);
-  }
-}
-
-// f(pixel) for each pixel of a window, in row-major order.
-template <class F>
-inline void for_pixels(const Pool& p, int64_t window, F f) {
-  for_elements(p.y, window / p.x.windows,
-               [&](int64_t y) { for_elements(p.x, window % p.x.windows, [&](int64_t x) { f(y * p.x.size + x); }); });
-}
-
 // f(group, window, first channel, channels) in parallel over groups and windows.
 template <class F>
 void for_pieces(const Pool& p, F f) {

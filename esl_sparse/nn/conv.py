@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -222,9 +221,6 @@ class _SparseConv(BlockSparseLayer):
             g = seen.geometry
             grad = to_panels_op(grad.reshape(*lanes, self.out_channels, g.Ho, g.Wo).to(self.values.dtype))
         return ConvCall(seen.x, grad, lanes, seen.geometry)
-
-    def block_scores(self, calls: Sequence[ConvCall]) -> Iterator[tuple[int, Tensor]]:
-        return self._scores_by_strips(calls)
 
     def gradient_at(self, topology: BlockTopology, call: ConvCall) -> Tensor:
         return conv2d_grad_values(call.x, call.grad, topology, call.geometry, call.lanes)

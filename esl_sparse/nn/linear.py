@@ -11,7 +11,7 @@ from ..ops.linear import linear, linear_grad_values, linear_packed
 from ..ops.pack import pack_tensor
 from ..packed import PackedSpikes
 from ..topology import BlockLayout, BlockTopology, check_index, resolve_block_size, transpose_index
-from .sparse import BlockSparseLayer
+from .sparse import BlockSparseLayer, check_sizes
 
 
 class SparseLinear(BlockSparseLayer):
@@ -50,11 +50,7 @@ class SparseLinear(BlockSparseLayer):
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__()
-        for name, size in (("in_features", in_features), ("out_features", out_features)):
-            if not isinstance(size, int) or isinstance(size, bool):
-                raise TypeError(f"{name}: expected an int, got {type(size).__name__}")
-            if size < 1:
-                raise ValueError(f"{name}: expected at least 1, got {size}")
+        check_sizes(in_features=in_features, out_features=out_features)
         self.in_features = in_features
         self.out_features = out_features
         target = torch.get_default_device() if device is None else torch.device(device)

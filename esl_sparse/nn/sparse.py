@@ -138,10 +138,10 @@ class BlockSparseLayer(nn.Module):
         fan_in = max(1.0, (0 if self.values.is_meta else self.nnz) / self._layout.rows)
         bound = 1 / math.sqrt(fan_in)
         if init == "kaiming_uniform":
-            _fill(self.values, generator, lambda t: t.uniform_(-bound, bound, generator=generator))
+            fill(self.values, generator, lambda t: t.uniform_(-bound, bound, generator=generator))
         elif init == "kaiming_normal":
             std = math.sqrt(2.0) * bound
-            _fill(self.values, generator, lambda t: t.normal_(0.0, std, generator=generator))
+            fill(self.values, generator, lambda t: t.normal_(0.0, std, generator=generator))
         elif callable(init):
             init(self.values, fan_in)
         else:
@@ -152,7 +152,7 @@ class BlockSparseLayer(nn.Module):
             self.values.mul_(self.topology.valid())
         if self.bias is not None:
             if init == "kaiming_uniform":
-                _fill(self.bias, generator, lambda t: t.uniform_(-bound, bound, generator=generator))
+                fill(self.bias, generator, lambda t: t.uniform_(-bound, bound, generator=generator))
             else:
                 self.bias.zero_()
 
@@ -192,7 +192,12 @@ class BlockSparseLayer(nn.Module):
         self._kind = found
         return run(*found)
 
-    def _scores_by_strips(self: Any, calls: Sequence[Any]) -> Iterator[tuple[int, Tensor]]:
+    # What rewiring by gradient needs (see rewire.layers.GradientLayer), beside what each kind of layer knows
+
+    def gradient_at(self, topology: BlockTopology, call: Any) -> Tensor:
+        raise NotImplementedError
+
+    def block_scores(self, calls: Sequence[Any]) -> Iterator[tuple[int, Tensor]]:
         """Mean |gradient| of all blocks, from :meth:`gradient_at`, some rows of blocks at a time."""
         lay = self._layout
         row_bytes = max(1, lay.col_blocks * lay.bm * lay.bn * 4)
@@ -357,7 +362,16 @@ class BlockSparseLayer(nn.Module):
                 raise ValueError(f"bias: expected shape {tuple(self.bias.shape)}, got {tuple(bias.shape)}")
 
 
-def _fill(tensor: Tensor, generator: torch.Generator | None, draw: Callable[[Tensor], Tensor]) -> None:
+def check_sizes(**sizes: Any) -> None:
+    """Raise unless each is an int of 1 at least."""
+    for name, size in sizes.items():
+        if not isinstance(size, int) or isinstance(size, bool):
+            raise TypeError(f"{name}: expected an int, got {type(size).__name__}")
+        if size < 1:
+            raise ValueError(f"{name}: expected at least 1, got {size}")
+
+
+def fill(tensor: Tensor, generator: torch.Generator | None, draw: Callable[[Tensor], Tensor]) -> None:
     """Fill in place; a generator draws on its own device only."""
     if generator is None or tensor.is_meta or generator.device.type == tensor.device.type:
         draw(tensor)

@@ -6,7 +6,7 @@ What passes between layers is ``z = exp(t)`` of each neuron's spike time t, infi
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from ..ops.temporal import temporal, temporal_grad_values
 from ..topology import BlockLayout, BlockTopology, resolve_block_size, row_indices
-from .sparse import BlockSparseLayer, _fill
+from .sparse import BlockSparseLayer, check_sizes, fill
 
 # Mostafa 2018, as two re-implementations have it: bright pixels at t = 0, dark ones at ln 6.
 EARLY, LATE = 1.0, 6.0
@@ -63,11 +63,7 @@ class TemporalLinear(BlockSparseLayer):
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__()
-        for name, size in (("in_features", in_features), ("out_features", out_features)):
-            if not isinstance(size, int) or isinstance(size, bool):
-                raise TypeError(f"{name}: expected an int, got {type(size).__name__}")
-            if size < 1:
-                raise ValueError(f"{name}: expected at least 1, got {size}")
+        check_sizes(in_features=in_features, out_features=out_features)
         self.in_features = in_features
         self.out_features = out_features
         target = torch.get_default_device() if device is None else torch.device(device)
@@ -87,7 +83,7 @@ class TemporalLinear(BlockSparseLayer):
             return super().reset_parameters(init, generator)
 
         def draw(values: Tensor, fan_in: float) -> None:
-            _fill(values, generator, lambda t: t.uniform_(0, 8 / fan_in, generator=generator))
+            fill(values, generator, lambda t: t.uniform_(0, 8 / fan_in, generator=generator))
 
         return super().reset_parameters(draw, generator)
 
@@ -122,9 +118,6 @@ class TemporalLinear(BlockSparseLayer):
     @torch.no_grad()
     def call(self, seen: Tensor, grad: Tensor) -> _Call:
         return _Call(seen, *self._times(seen), grad.reshape(-1, self.out_features))
-
-    def block_scores(self, calls: Sequence[_Call]) -> Iterator[tuple[int, Tensor]]:
-        return self._scores_by_strips(calls)
 
     def gradient_at(self, topology: BlockTopology, call: _Call) -> Tensor:
         return temporal_grad_values(call.z, call.z_out, call.slope, call.grad, topology)
@@ -162,6 +155,11 @@ class TemporalLinear(BlockSparseLayer):
     @staticmethod
     def _to_rows(weight: Tensor) -> Tensor:
         return weight
+
+
+TemporalLinear._dense_type = (
+    TemporalLinear  # torch has none: with every connection it is itself the dense layer
+)
 
 
 class TemporalCrossEntropy(nn.Module):

@@ -165,3 +165,24 @@ def test_learns_digits():
         rewirer.step()
     accuracy = (net(z[1400:]).argmin(1) == y[1400:]).float().mean()
     assert accuracy > 0.75
+
+
+def test_densify_and_what_stands_for_a_dense_weight():
+    net, z = torch.nn.Sequential(layer(), layer(22, 9)), times(6, 30)
+    expected = net(z)
+    with pytest.raises(AttributeError, match="no dense weight"):
+        _ = net[0].weight
+    esl.densify(net)
+    assert all(module.density == 1 for module in net)
+    torch.testing.assert_close(net(z), expected)
+
+
+def test_compiles_as_one_graph():
+    net, z = layer(), times(6, 30)
+    compiled = torch.compile(net, fullgraph=True, backend="aot_eager")
+    grads = []
+    for run in (net, compiled):
+        z_out = run(z)
+        grads.append(torch.autograd.grad(z_out[z_out.isfinite()].sum(), net.values)[0])
+        torch.testing.assert_close(z_out, net(z))
+    torch.testing.assert_close(*grads)

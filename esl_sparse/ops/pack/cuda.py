@@ -7,12 +7,7 @@ from torch import Tensor
 
 from ..._cuda import DTYPE_CODES, capturing, launch
 from ...packed import LANES, Lanes
-from .native import flat_rows
-
-
-def _empty_rows(like: Tensor, T: int, B: int, dtype: torch.dtype) -> Tensor:
-    _, H, W, C = like.shape[:4]
-    return like.new_empty((T, B, C) if H == W == 1 else (T, B, C, H, W), dtype=dtype)
+from .layout import flat_rows, rows_shape
 
 
 def pack(x: Tensor, planes: int, scale: float) -> Tensor | None:
@@ -35,7 +30,7 @@ def pack(x: Tensor, planes: int, scale: float) -> Tensor | None:
 
 def unpack(words: Tensor, T: int, B: int, scale: float, dtype: torch.dtype) -> Tensor:
     planes, _, H, W, C = words.shape
-    x = _empty_rows(words[0], T, B, dtype)
+    x = words.new_empty(rows_shape(T, B, H, W, C), dtype=dtype)
     sizes = (T, B, C, H * W, planes, scale)
     launch("unpack", words.device, words.data_ptr(), x.data_ptr(), DTYPE_CODES[dtype], *sizes)
     return x
@@ -52,7 +47,7 @@ def to_panels(x: Tensor) -> Tensor:
 
 def from_panels(panels: Tensor, T: int, B: int) -> Tensor:
     _, H, W, C, _ = panels.shape
-    x = _empty_rows(panels, T, B, panels.dtype)
+    x = panels.new_empty(rows_shape(T, B, H, W, C))
     sizes = (T, B, C, H * W)
     launch("from_panels", x.device, x.data_ptr(), DTYPE_CODES[x.dtype], panels.data_ptr(), *sizes)
     return x

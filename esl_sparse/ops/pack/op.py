@@ -16,6 +16,7 @@ from ..._backends import choose
 from ...packed import LANES, MAX_PLANES, Lanes, PackedSpikes
 from .._library import NoDoubleBackward, apply, define, differentiable_backward
 from . import cuda, native, reference, triton
+from .layout import rows_shape
 
 
 class BrokenInputPromise(ValueError):
@@ -81,7 +82,7 @@ def _from_panels_fake(panels: Tensor, T: int, B: int) -> Tensor:
 
 def _rows_like(like: Tensor, shape, T: int, B: int, dtype: torch.dtype) -> Tensor:
     _, H, W, C = shape[:4]
-    return like.new_empty((T, B, C) if H == 1 and W == 1 else (T, B, C, H, W), dtype=dtype)
+    return like.new_empty(rows_shape(T, B, H, W, C), dtype=dtype)
 
 
 pack_op = define("pack(Tensor x, SymInt planes, float scale) -> Tensor", pack_words, _pack_fake)

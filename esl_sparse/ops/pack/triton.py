@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..._cuda import capturing
 from ...packed import LANES, Lanes
 from .._triton import on
-from .native import flat_rows
+from .layout import flat_rows, rows_shape
 
 _UNITS = 64  # of a tile
 
@@ -53,20 +54,15 @@ def pack(x: Tensor, planes: int, scale: float) -> Tensor | None:
     broken = torch.zeros((), dtype=torch.int32, device=x.device)
     options = {"groups": lanes.groups, "scale": float(scale), "PLANES": planes}
     _launch("pack", x, words.view(torch.int32), broken, lanes=lanes, shape=shape, **options)
-    if x.is_cuda and torch.cuda.is_current_stream_capturing():
-        torch._assert_async(broken == 0)
+    if capturing(x.device):
+        torch._assert_async(broken == 0, "esl_sparse: input holds other values than it was promised to")
         return words
     return None if broken else words
 
 
-def _empty_rows(like: Tensor, T: int, B: int, shape, dtype: torch.dtype) -> Tensor:
-    H, W, C = shape
-    return like.new_empty((T, B, C) if H == W == 1 else (T, B, C, H, W), dtype=dtype)
-
-
 def unpack(words: Tensor, T: int, B: int, scale: float, dtype: torch.dtype) -> Tensor:
     planes, G, H, W, C = words.shape
-    x = _empty_rows(words, T, B, (H, W, C), dtype)
+    x = words.new_empty(rows_shape(T, B, H, W, C), dtype=dtype)
     options = {"groups": G, "scale": float(scale), "PLANES": planes}
     _launch("unpack", words, x, lanes=Lanes(T, B), shape=(C, H * W), **options)
     return x
@@ -82,6 +78,6 @@ def to_panels(x: Tensor) -> Tensor:
 
 def from_panels(panels: Tensor, T: int, B: int) -> Tensor:
     _, H, W, C, _ = panels.shape
-    x = _empty_rows(panels, T, B, (H, W, C), panels.dtype)
+    x = panels.new_empty(rows_shape(T, B, H, W, C))
     _launch("from_panels", panels, x, lanes=Lanes(T, B), shape=(C, H * W))
     return x
