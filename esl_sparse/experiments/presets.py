@@ -29,7 +29,7 @@ _DVS = {**_PAPER, "model": "vggsnn", "density": 0.1, "T": 10, "size": 48, "augme
 # Our own, sized for two CPU cores: dense, the slowest structure, trains within half an hour. Rate and batch were chosen
 # on 20,000 images and 2 epochs: evolving, 86.4, 88.3 and 88.1 % at .001, .003 and .006. 28 updates, about as many as
 # the paper's DVS runs have.
-_SMALL = {**_PAPER, "model": "convnet", "density": 0.1, "T": 4, "epochs": 5, "lr": 3e-3, "interval": 100}
+_SMALL = {**_PAPER, "model": "convnet", "channels": (16, 64, 128, 256), "density": 0.1, "T": 4, "lr": 3e-3}
 
 PRESETS: dict[str, dict[str, Any]] = {
     "cifar10-resnet19": {**_CIFAR, "data": "cifar10", "T": 2},
@@ -45,6 +45,6 @@ PRESETS: dict[str, dict[str, Any]] = {
         "epochs": 10,
         "interval": 200,
     },
-    "fashion-convnet": {**_SMALL, "data": "fashion-mnist"},
-    "dvs-fashion-convnet": {**_SMALL, "data": "dvs-fashion-mnist"},
+    "fashion-convnet": {**_SMALL, "data": "fashion-mnist", "epochs": 20, "interval": 400},
+    "dvs-fashion-convnet": {**_SMALL, "data": "dvs-fashion-mnist", "epochs": 10, "interval": 200},
 }
