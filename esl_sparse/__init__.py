@@ -8,6 +8,7 @@ from ._backends import backends
 from ._version import __version__
 from .arena import arena
 from .convert import densify, sparsify
+from .energy import energy_report, measure_rates
 from .memory import memory_report
 from .nn import reset
 from .packed import PackedSpikes
@@ -27,7 +28,9 @@ __all__ = [
     "arena",
     "backends",
     "densify",
+    "energy_report",
     "functional",
+    "measure_rates",
     "memory_report",
     "nn",
     "reset",

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from .. import _native
+from ..energy import mean_of
 from ..nn import LIF, SparseConv2d, SparseLinear, SpikingBlock, TemporalLinear
-from ..ops.block_score.native import count_spikes
-from ..packed import PackedSpikes
 from .masked import MaskedLayer
 from .records import WeightState
 
@@ -79,12 +76,3 @@ class FiringRates:
                 self.last[name] = rate(spikes)
 
         return record
-
-
-def mean_of(spikes: Tensor | PackedSpikes) -> float:
-    if isinstance(spikes, PackedSpikes) and spikes.words.device.type == "cpu" and _native.available():
-        total = sum(count_spikes(plane.contiguous()) << p for p, plane in enumerate(spikes.words))
-        _, _, *size = spikes.words.shape
-        return spikes.scale * total / (spikes.T * spikes.B * math.prod(size))
-    values = spikes.unpack() if isinstance(spikes, PackedSpikes) else spikes
-    return values.detach().mean().item()
