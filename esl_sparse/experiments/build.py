@@ -23,7 +23,7 @@ from ..nn import (
     TETLoss,
     clip_neuron_grad_norm_,
 )
-from ..rewire import GROW_RULES, DeepR, GradientRule, Rewirer
+from ..rewire import GROW_RULES, DeepR, DrawnCount, GradientRule, Rewirer, bernoulli
 from ..rewire.distribution import DISTRIBUTIONS
 from ..rewire.evolver import Evolver
 from .config import TrainConfig
@@ -194,8 +194,11 @@ def _exact(name: str) -> GradientRule:
     return replace(rule, exact=True)
 
 
-# For comparisons: momentum that follows every absent weight, in dense memory.
-EXTRA_GROW_RULES = {"momentum_exact": _exact("momentum")}
+# For comparisons: momentum that follows every absent weight, in dense memory; ITOP's draw, after which densities drift.
+EXTRA_GROW_RULES: dict[str, Any] = {
+    "momentum_exact": _exact("momentum"),
+    "random_bernoulli": DrawnCount(GROW_RULES["random"], bernoulli),
+}
 
 
 def _rewirer(

@@ -4,7 +4,7 @@ from .blocks import AbsentBlocks, ActiveBlocks, Candidates
 from .deep_r import DeepR
 from .distribution import DISTRIBUTIONS, erdos_renyi, erk, exact_counts, uniform
 from .ever_active import EverActive
-from .grow import GROW_RULES, GradientRule
+from .grow import GROW_RULES, DrawnCount, GradientRule, bernoulli
 from .layers import SparseLayer, sparse_layers
 from .prune import PRUNE_RULES, AcrossLayers, OwnCount
 from .redistribute import REDISTRIBUTIONS
@@ -23,6 +23,7 @@ __all__ = [
     "ActiveBlocks",
     "Candidates",
     "DeepR",
+    "DrawnCount",
     "EverActive",
     "GradientRule",
     "LayerReport",
@@ -30,6 +31,7 @@ __all__ = [
     "RewireReport",
     "Rewirer",
     "SparseLayer",
+    "bernoulli",
     "erdos_renyi",
     "erk",
     "exact_counts",

@@ -67,6 +67,27 @@ class GradientRule:
         return min(max(wanted, grow), places)
 
 
+@dataclass(frozen=True)
+class DrawnCount:
+    """A grow rule that does not replace what was pruned one for one: ``draw(places, pruned, generator)`` says how many
+    of the absent places grow. Layers change size, and so does the model. For replication.
+    """
+
+    rule: GrowRule
+    draw: Callable[[int, int, torch.Generator], int]
+
+    def __call__(self, absent: AbsentBlocks, count: int) -> Tensor:
+        return self.rule(absent, count)
+
+
+def bernoulli(places: int, pruned: int, generator: torch.Generator) -> int:
+    """How many grow if every absent place does with the probability ``pruned / places``, as in ITOP's code."""
+    if not places:
+        return 0
+    n, p = (torch.tensor(float(x), dtype=torch.float64) for x in (places, pruned / places))
+    return int(torch.binomial(n, p, generator=generator))
+
+
 @GROW_RULES.register("random")
 def random(absent: AbsentBlocks, count: int) -> Tensor:
     """Uniform among all absent places."""

@@ -12,7 +12,7 @@ from .apportion import apportion
 from .blocks import AbsentBlocks, ActiveBlocks, checked_choice, inside
 from .ever_active import EverActive
 from .evolver import Evolver, LayerUpdate, check_finite
-from .grow import GROW_RULES, GradientRule, GrowRule
+from .grow import GROW_RULES, DrawnCount, GradientRule, GrowRule
 from .journal import Journal
 from .layers import SparseLayer, follows_gradients
 from .prune import PRUNE_RULES, AcrossLayers, OwnCount, PruneRule
@@ -85,6 +85,8 @@ class Rewirer(Evolver):
         self._prune_rule = PRUNE_RULES.resolve(prune)
         self._grow_rule = GROW_RULES.resolve(grow)
         self._redistribution = None if redistribute is None else REDISTRIBUTIONS.resolve(redistribute)
+        if isinstance(self._grow_rule, DrawnCount) and redistribute is not None:
+            raise ValueError("redistribute: the grow rule draws its own counts: leave redistribute out")
         if isinstance(self._grow_rule, GradientRule):
             for name, layer in self._layers.items():
                 if not follows_gradients(layer):
@@ -171,6 +173,8 @@ class Rewirer(Evolver):
     def _counts(self, layers: dict[str, SparseLayer], pruned: dict[str, Tensor]) -> dict[str, int]:
         """How many blocks each layer grows."""
         counts = {name: positions.numel() for name, positions in pruned.items()}
+        if isinstance(self._grow_rule, DrawnCount):
+            return {name: self._drawn(self._grow_rule, layers[name], n) for name, n in counts.items()}
         if self._redistribution is None:
             return counts
         for names in _of_one_block_size(layers):
@@ -182,6 +186,14 @@ class Rewirer(Evolver):
             shared = apportion(sum(counts[name] for name in names), worth, room)
             counts.update(zip(names, shared, strict=True))
         return counts
+
+    def _drawn(self, rule: DrawnCount, layer: SparseLayer, pruned: int) -> int:
+        topology = layer.topology
+        places = topology.layout.blocks - topology.nnzb + pruned
+        count = rule.draw(places, pruned, self.generator)
+        if not 0 <= count <= places:
+            raise ValueError(f"grow: expected a count from 0 to {places}, the rule drew {count}")
+        return count
 
     def _worth(self, name: str, layer: SparseLayer) -> float:
         """Mean magnitude of what counts in redistribution, over the weights that there are."""
