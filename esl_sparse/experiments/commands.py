@@ -24,10 +24,13 @@ from ..checkpoint import CheckpointError, load_checkpoint
 from ..data import DATASETS, DataNotFoundError, Dataset, load
 from .config import TrainConfig
 from .demo import VariantResult, configurations, run_variant
-from .display import TrainDisplay, comparison, demo_card, progress_bar, result_card
+from .display import RunProgress, TrainDisplay, comparison, demo_card, progress_bar, result_card
 from .options import AT_LEAST_1, EXISTING, FOLDER, config_options, flag, machine_options, preset_option
 from .plots import plot_run
 from .protocol import CONVOLUTIONAL, SUITES, run_protocol, write_tables
+from .reproduce import EXPERIMENTS, Scale
+from .reproduce import reproduce as run_experiment
+from .reproduce.page import write_page
 from .run_folder import RunFolder, read_result
 from .signals import stop_requests
 from .train import CHECKPOINT, Interrupted, RunError, Trainer, config_of
@@ -174,6 +177,70 @@ def protocol(
     stem = f"{subject}-{suite}" if suite in ("rules", "rules-1x1") else subject
     for path in write_tables(out, name or stem, base, seeds, lrs, results):
         click.echo(path)
+
+
+@cli.command()
+@click.argument("what", type=click.Choice((*EXPERIMENTS, "all")))
+@click.option("--quick", is_flag=True, help="A smoke run of minutes, on 8x8 digits: accuracies mean nothing.")
+@click.option(
+    "--stand-in",
+    is_flag=True,
+    help="table2, fig3, fig4: small networks on Fashion-MNIST and its events, in place of CIFAR and DVS-CIFAR10.",
+)
+@click.option(
+    "--seeds", type=AT_LEAST_1, help="Runs of each row.  [default: 5 for table1; table2, fig2: 3; else 2]"
+)
+@click.option(
+    "--runs",
+    type=FOLDER,
+    default=Path("runs/reproduce"),
+    show_default=True,
+    help="Folder of the runs; finished ones are not repeated.",
+)
+@click.option(
+    "--out", type=FOLDER, default=Path("reproduction"), show_default=True, help="Folder for pages and plots."
+)
+@machine_options
+@click.pass_context
+def reproduce(
+    ctx: click.Context,
+    what: str,
+    quick: bool,
+    stand_in: bool,
+    seeds: int | None,
+    runs: Path,
+    out: Path,
+    threads: int | None,
+    data_dir: Path | None,
+) -> None:
+    """Train what a table or figure of the paper shows, and write a page with the paper's figures beside ours."""
+    set_threads(threads)
+    if quick and stand_in:
+        raise click.UsageError("--quick and --stand-in are two scales: choose one.")
+    chosen = list(EXPERIMENTS.values()) if what == "all" else [EXPERIMENTS[what]]
+    with stop_requests() as should_stop:
+        for experiment in chosen:
+            wanted = Scale.QUICK if quick else Scale.STAND_IN if stand_in else Scale.PAPER
+            if wanted not in experiment.scales and what != "all":
+                raise click.UsageError(f"--{wanted.value}: {what} has no such scale, its data is MNIST.")
+            scale = wanted if wanted in experiment.scales else Scale.PAPER
+            count = seeds or (2 if quick else experiment.seeds)
+            try:
+                with progress_bar(console, "{task.fields[note]}") as bar:
+                    show = RunProgress(bar, experiment.stem(scale))
+                    outcomes = run_experiment(experiment, scale, count, runs, data_dir, should_stop, show.run)
+                    show.done()
+            except Interrupted:
+                click.echo("Interrupted; the same command continues.")
+                ctx.exit(INTERRUPTED)
+            except DataNotFoundError as error:
+                if scale is Scale.PAPER and Scale.STAND_IN in experiment.scales:
+                    raise DataNotFoundError(
+                        f"{error}\nOr train small networks on other data: --stand-in."
+                    ) from None
+                raise
+            for path in write_page(experiment, scale, outcomes, out):
+                click.echo(path)
 
 
 def _matching(rows: dict[str, dict[str, Any]], patterns: tuple[str, ...]) -> dict[str, dict[str, Any]]:

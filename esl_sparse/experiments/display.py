@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from rich.console import Console, Group
 from rich.panel import Panel
-from rich.progress import BarColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, ProgressColumn, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
@@ -84,6 +84,44 @@ class TrainDisplay(Observer):
     def _epoch(self) -> str:
         epochs = self._trainer.config.epochs
         return f"epoch {min(self._trainer.progress.epoch + 1, epochs)}/{epochs}"
+
+
+class RunProgress:
+    """Of many runs: one bar for all of them, one for the run at hand, and a line for each that ends."""
+
+    def __init__(self, bar: Progress, title: str) -> None:
+        self.bar = bar
+        self._all = bar.add_task(title, total=None, note="")
+        self._run = bar.add_task("", total=None, note="", visible=False)
+
+    def run(self, title: str, run: int, runs: int) -> list[Observer]:
+        """Observers of the run that begins, the `run`-th of `runs`."""
+        self.bar.update(self._all, completed=run, total=runs, note=f"{run}/{runs}")
+        self.bar.reset(self._run, description=title, visible=True, note="")
+        return [_RunProgress(self.bar, self._run, title)]
+
+    def done(self) -> None:
+        task = self.bar.tasks[self._all]
+        self.bar.update(self._all, completed=task.total, note=f"{task.total:.0f}/{task.total:.0f}")
+        self.bar.update(self._run, visible=False)
+
+
+class _RunProgress(Observer):
+    def __init__(self, bar: Progress, task: TaskID, title: str) -> None:
+        self._bar, self._task, self._title = bar, task, title
+
+    def started(self, trainer: Trainer) -> None:
+        self._bar.update(self._task, total=trainer.total_steps, completed=trainer.iteration)
+
+    def step(self, record: StepRecord) -> None:
+        self._bar.update(self._task, completed=record.iteration)
+
+    def epoch_done(self, record: EpochRecord) -> None:
+        self._bar.update(self._task, note=f"val {record.val_accuracy:.2%}")
+
+    def finished(self, result: TrainResult) -> None:
+        line = f"{self._title}: test {result.test_accuracy:.2%}, {result.seconds:.0f} s"
+        self._bar.print(line, highlight=False)
 
 
 def result_card(config: TrainConfig, result: TrainResult) -> Panel:

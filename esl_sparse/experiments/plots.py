@@ -18,7 +18,7 @@ from matplotlib.ticker import LogLocator, MaxNLocator, PercentFormatter
 from .config import TrainConfig
 from .log import read_log
 
-_STYLE: Any = {
+STYLE: Any = {
     "axes.grid": True,
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -31,8 +31,9 @@ _STYLE: Any = {
     "lines.linewidth": 1.8,
     "lines.markersize": 3.5,
 }
+_WIDTH = {1: 6.4, 2: 10.5, 3: 13.0, 4: 16.0}  # inches of so many panels
 _INSIDE = 3  # lines that leave room for a legend
-_COLOURS = ("#2a6fbb", "#e07b39", "#3a9a5b", "#8b5fbf", "#555555")
+COLOURS = ("#2a6fbb", "#e07b39", "#3a9a5b", "#8b5fbf", "#555555")
 
 
 def plot_run(folder: Path) -> list[Path]:
@@ -44,7 +45,7 @@ def plot_run(folder: Path) -> list[Path]:
     rewires = read_log(folder, "rewire")
     target = folder / "plots"
     target.mkdir(exist_ok=True)
-    with rc_context(_STYLE):
+    with rc_context(STYLE):
         figures = {
             "accuracy.png": _accuracy(epochs),
             "density.png": _density(epochs, rewires),
@@ -52,29 +53,34 @@ def plot_run(folder: Path) -> list[Path]:
             "firing_rate.png": _firing_rate(epochs),
         }
         for name, figure in figures.items():
-            figure.text(0.01, 0.005, config.title, fontsize=8, color="#777777")
-            FigureCanvasAgg(figure).print_png(str(target / name))
+            write_png(figure, target / name, config.title)
     return [target / name for name in figures]
 
 
-def _figure(panels: int = 1) -> tuple[Figure, Sequence[Axes]]:
+def write_png(figure: Figure, path: Path, conditions: str) -> None:
+    """With the conditions in its last line."""
+    figure.text(0.01, 0.005, conditions, fontsize=8, color="#777777")
+    FigureCanvasAgg(figure).print_png(str(path))
+
+
+def figure_of(panels: int = 1) -> tuple[Figure, Sequence[Axes]]:
     layout: Any = ConstrainedLayoutEngine(rect=(0, 0.04, 1, 0.96))  # leaves a line for the conditions
-    figure = Figure(figsize=(6.4 if panels == 1 else 10.5, 4.0), dpi=120, layout=layout)
+    figure = Figure(figsize=(_WIDTH[panels], 4.0), dpi=120, layout=layout)
     return figure, [figure.add_subplot(1, panels, panel + 1) for panel in range(panels)]
 
 
 def _accuracy(epochs: list[dict[str, Any]]) -> Figure:
-    figure, (loss, accuracy) = _figure(2)
+    figure, (loss, accuracy) = figure_of(2)
     x = [entry["epoch"] for entry in epochs]
     best = max(epochs, key=lambda entry: entry["val_accuracy"])
     labels = {
         "train": "training",
         "val": f"validation (best {best['val_accuracy']:.2%}, epoch {best['epoch']})",
     }
-    for (part, label), colour in zip(labels.items(), _COLOURS, strict=False):
+    for (part, label), colour in zip(labels.items(), COLOURS, strict=False):
         loss.plot(x, [entry[f"{part}_loss"] for entry in epochs], "o-", label=label.split()[0], color=colour)
         accuracy.plot(x, [entry[f"{part}_accuracy"] for entry in epochs], "o-", label=label, color=colour)
-    accuracy.plot(best["epoch"], best["val_accuracy"], "o", markersize=9, fillstyle="none", color=_COLOURS[1])
+    accuracy.plot(best["epoch"], best["val_accuracy"], "o", markersize=9, fillstyle="none", color=COLOURS[1])
     loss.set(title="Loss", ylabel="cross-entropy (nats)", yscale="log")
     loss.yaxis.set_major_formatter("{x:g}")
     loss.yaxis.set_minor_locator(LogLocator(subs=(2, 5)))
@@ -88,7 +94,15 @@ def _accuracy(epochs: list[dict[str, Any]]) -> Figure:
 
 
 def _density(epochs: list[dict[str, Any]], rewires: list[dict[str, Any]]) -> Figure:
-    figure, (axes,) = _figure()
+    figure, (axes,) = figure_of()
+    constant = layer_densities(axes, epochs, rewires)
+    axes.set_title("Density of each layer" + (" (constant)" if rewires and constant else ""))
+    _legend(figure, axes, "layer (at the end)")
+    return figure
+
+
+def layer_densities(axes: Axes, epochs: list[dict[str, Any]], rewires: list[dict[str, Any]]) -> bool:
+    """Draw them over iterations, from a run's log; says whether they never change."""
     constant = True
     for layer, colour in _layers(epochs, "density"):
         # only updates change it, so it is a staircase; the log begins with what the first update left
@@ -101,16 +115,14 @@ def _density(epochs: list[dict[str, Any]], rewires: list[dict[str, Any]]) -> Fig
             constant = False
         x, y = zip(*steps, (epochs[-1]["iteration"], last), strict=True)
         axes.plot(x, y, drawstyle="steps-post", label=f"{layer} ({last:.1%})", color=colour)
-    title = "Density of each layer" + (" (constant)" if rewires and constant else "")
-    axes.set(title=title, ylabel="active weights (% of all)", ylim=(0, 1.05))
+    axes.set(ylabel="active weights (% of all)", ylim=(0, 1.05))
     axes.yaxis.set_major_formatter(PercentFormatter(1.0, symbol=""))
     _count(axes, "iteration")
-    _legend(figure, axes, "layer (at the end)")
-    return figure
+    return constant
 
 
 def _r_s(epochs: list[dict[str, Any]], rewires: list[dict[str, Any]]) -> Figure:
-    figure, (axes,) = _figure()
+    figure, (axes,) = figure_of()
     end = epochs[-1]["iteration"]
     for layer, colour in _layers(epochs, "r_s"):
         # between updates nothing is explored, so the record is a staircase
@@ -128,7 +140,7 @@ def _r_s(epochs: list[dict[str, Any]], rewires: list[dict[str, Any]]) -> Figure:
 
 
 def _firing_rate(epochs: list[dict[str, Any]]) -> Figure:
-    figure, (axes,) = _figure()
+    figure, (axes,) = figure_of()
     x = [entry["epoch"] for entry in epochs]
     for layer, colour in _layers(epochs, "firing_rate"):
         axes.plot(x, [entry["firing_rate"][layer] for entry in epochs], "o-", label=layer, color=colour)
@@ -142,8 +154,8 @@ def _firing_rate(epochs: list[dict[str, Any]]) -> Figure:
 def _layers(epochs: list[dict[str, Any]], key: str) -> list[tuple[str, Any]]:
     """With a colour each: of many layers, from dark to bright by depth."""
     layers = list(epochs[0][key])
-    if len(layers) <= len(_COLOURS):
-        return list(zip(layers, _COLOURS, strict=False))
+    if len(layers) <= len(COLOURS):
+        return list(zip(layers, COLOURS, strict=False))
     return list(zip(layers, colormaps["viridis"](np.linspace(0, 0.9, len(layers))), strict=True))
 
 

@@ -31,7 +31,28 @@ _DVS = {**_PAPER, "model": "vggsnn", "density": 0.1, "T": 10, "size": 48, "augme
 # the paper's DVS runs have.
 _SMALL = {**_PAPER, "model": "convnet", "channels": (16, 64, 128, 256), "density": 0.1, "T": 4, "lr": 3e-3}
 
+# Mostafa 2018's network, with Adam in place of his plain descent.
+_SINGLE = {
+    "data": "mnist",
+    "model": "single-spike",
+    "hidden": (800,),
+    "structure": "evolve",
+    "density": 0.151531,  # eps = 60
+    "block_size": (1, 1),
+    "epochs": 20,
+    "batch_size": 100,
+    "lr": 5e-3,
+    "optimizer": "adam",
+    "schedule": "exponential",
+    "l2": 0.0,
+    "prune": "set",
+    "grow": "momentum",
+    "interval": 300,
+    "t_end": 2 / 3,
+}
+
 PRESETS: dict[str, dict[str, Any]] = {
+    "mnist-single-spike": _SINGLE,
     "cifar10-resnet19": {**_CIFAR, "data": "cifar10", "T": 2},
     "cifar100-resnet19": {**_CIFAR, "data": "cifar100", "T": 4},
     "dvs-cifar10-vggsnn": {**_DVS, "data": "dvs-cifar10", "split": "tet"},
@@ -46,5 +67,13 @@ PRESETS: dict[str, dict[str, Any]] = {
         "interval": 200,
     },
     "fashion-convnet": {**_SMALL, "data": "fashion-mnist", "epochs": 20, "interval": 400},
+    # for dozens of runs: a minute or two each
+    "dvs-fashion-convnet-small": {
+        **_SMALL,
+        "data": "dvs-fashion-mnist",
+        "channels": (16, 32, 64),
+        "epochs": 4,
+        "interval": 80,
+    },
     "dvs-fashion-convnet": {**_SMALL, "data": "dvs-fashion-mnist", "epochs": 10, "interval": 200},
 }

@@ -20,7 +20,7 @@ from .config import TrainConfig
 from .log import write_json
 from .records import TrainResult
 from .run_folder import RunFolder, read_result
-from .train import CHECKPOINT, RunError, Trainer
+from .train import CHECKPOINT, Observer, RunError, Trainer
 
 REFERENCE = "dense"
 
@@ -137,7 +137,7 @@ def run_protocol(
         config = replace(base, **rows[name], lr=lr, seed=seed)
         place = folder / name.replace(" ", "-") / f"lr{lr:g}-seed{seed}"
         done = (place / "result.json").exists()
-        result = _result(config, dataset, place, should_stop)
+        result = finished_run(config, dataset, place, should_stop)
         if not done:
             announce(
                 f"{name}, lr {lr:g}, seed {seed}: test {result.test_accuracy:.2%}, {result.seconds:.0f} s"
@@ -162,15 +162,20 @@ def run_protocol(
     ]
 
 
-def _result(
-    config: TrainConfig, dataset: Dataset, folder: Path, should_stop: Callable[[], bool]
+def finished_run(
+    config: TrainConfig,
+    dataset: Dataset,
+    folder: Path,
+    should_stop: Callable[[], bool] = lambda: False,
+    observers: Sequence[Observer] = (),
 ) -> TrainResult:
+    """The run in `folder`: read if it is finished, continued if it was interrupted, else made."""
     if (folder / "result.json").exists():
         found, result = read_result(folder)
         if found != config:
             raise RunError(f"{folder} holds a run with other settings: choose another folder with --runs.")
         return result
-    trainer = Trainer(config, dataset, folder, [RunFolder(folder, config)])
+    trainer = Trainer(config, dataset, folder, [RunFolder(folder, config), *observers])
     if (folder / CHECKPOINT).exists():
         trainer.resume(load_checkpoint(folder / CHECKPOINT))
     return trainer.fit(should_stop)
@@ -192,8 +197,8 @@ def summarise(
         val_accuracy=[result.val_accuracy for result in results],
         mean=statistics.fmean(test),
         sd=statistics.stdev(test) if len(test) > 1 else None,
-        difference=_paired(results, reference),
-        difference_to_static=_paired(results, static),
+        difference=paired(results, reference),
+        difference_to_static=paired(results, static),
         active_weights=results[0].active_weights,
         weight_state_of_dense=state.total / state.dense,
         samples_per_second=statistics.median(result.samples_per_second for result in results),
@@ -201,8 +206,8 @@ def summarise(
     )
 
 
-def _paired(results: Sequence[TrainResult], others: Sequence[TrainResult] | None) -> Interval | None:
-    """Of the seeds that both have."""
+def paired(results: Sequence[TrainResult], others: Sequence[TrainResult] | None) -> Interval | None:
+    """The difference in test accuracy, over the seeds that both have; of two seeds at least."""
     if others is None or others is results or min(len(results), len(others)) < 2:
         return None
     pairs = zip(results, others, strict=False)
@@ -271,11 +276,12 @@ def _markdown(base: TrainConfig, seeds: int, results: Sequence[RowResult]) -> st
         differences = [row.difference, row.difference_to_static][: 1 + static]
         lines.append(
             f"| {row.name} | {row.lr:g} | {100 * row.mean:.2f} | {spread} "
-            f"| {' | '.join(map(_points, differences))} "
+            f"| {' | '.join(map(points, differences))} "
             f"| {row.active_weights:,} | {row.weight_state_of_dense:.1%} | {row.seconds:.0f} |"
         )
     return "\n".join(lines) + "\n"
 
 
-def _points(d: Interval | None) -> str:
+def points(d: Interval | None) -> str:
+    """In points, with the interval."""
     return f"{100 * d.mean:+.2f} [{100 * d.low:+.2f}, {100 * d.high:+.2f}]" if d else ""
