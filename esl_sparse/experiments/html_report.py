@@ -2,42 +2,29 @@
 
 from __future__ import annotations
 
-import io
 import json
-import re
+import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from html import escape
 from itertools import accumulate
 from pathlib import Path
-from string import Template
 from typing import Any
 
-from matplotlib import rc_context
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
 from ..data.atomic import replacing
 from .config import TrainConfig
 from .display import size
+from .html_parts import GREY, PAGE, chart, chip, legend, section, table
 from .log import read_log
-from .plots import STYLE, colours, count_axis, draw_density, draw_firing_rate, loss_axis, percent_axis
+from .plots import colours, count_axis, draw_density, draw_firing_rate, loss_axis, percent_axis
 from .records import TrainResult
 from .run_folder import read_result
 from .train import RunError
 
-_GREY = "#8a8a8a"  # readable on white and on black
-_SVG: Any = {
-    **STYLE,
-    **dict.fromkeys(("axes.edgecolor", "xtick.color", "ytick.color", "grid.color"), _GREY),
-    "grid.alpha": 0.25,
-    "font.family": ["DejaVu Sans"],
-    "font.size": 9,
-    "savefig.transparent": True,
-    "svg.fonttype": "none",
-    "svg.hashsalt": "esl_sparse",
-}
 _PARTS = ("values", "index", "gradient", "optimizer")
 _NONE = "–"  # noqa: RUF001
 
@@ -61,12 +48,13 @@ class Run:
 
 
 def read_runs(folders: Sequence[Path]) -> list[Run]:
-    """Under the names of their folders or, where those are the same, their paths."""
-    names = [folder.resolve().name for folder in folders]
-    unique = len(set(names)) == len(names)
-    return [
-        _read(folder, name if unique else str(folder)) for folder, name in zip(folders, names, strict=True)
-    ]
+    """Under the names of their folders or, where those are the same, their paths from a common one."""
+    paths = {folder.resolve(): folder for folder in folders}
+    names = [path.name for path in paths]
+    if len(set(names)) < len(names):
+        common = os.path.commonpath(paths)
+        names = [str(path.relative_to(common)) for path in paths]
+    return [_read(folder, name) for folder, name in zip(paths.values(), names, strict=True)]
 
 
 def _read(folder: Path, name: str) -> Run:
@@ -89,19 +77,19 @@ def write_page(path: Path, runs: Sequence[Run]) -> None:
 def page(runs: Sequence[Run]) -> str:
     palette = colours(len(runs))
     sections = [
-        _section("Runs", _summary(runs, palette)),
-        _section("Validation", _validation(runs, palette)),
-        _section("Weight state in training", _memory(runs)),
-        _section("Settings that differ", _differences(runs)),
-        *(_section(run.name, _details(run, i)) for i, run in enumerate(runs)),
+        section("Runs", _summary(runs, palette)),
+        section("Validation", _validation(runs, palette)),
+        section("Weight state in training", _memory(runs)),
+        section("Settings that differ", _differences(runs)) if len(runs) > 1 else "",
+        *(section(run.name, _details(run, i)) for i, run in enumerate(runs)),
     ]
     title = ", ".join(run.name for run in runs[:3]) + (" ..." if len(runs) > 3 else "")
-    return _PAGE.substitute(title=escape(title), body="\n".join(sections))
+    return PAGE.substitute(title=escape(title), body="\n".join(sections))
 
 
 def _summary(runs: Sequence[Run], palette: Sequence[str]) -> str:
     head = (
-        "run", "data, network", "structure", "density", "blocks", "best validation", "test", "epochs", "training",
+        "run", "structure", "density", "blocks", "best validation", "test", "epochs", "training",
         "updates", "weights", "weight state", "of dense",
     )  # fmt: skip
     rows = []
@@ -110,11 +98,10 @@ def _summary(runs: Sequence[Run], palette: Sequence[str]) -> str:
         best = max((entry["val_accuracy"] for entry in run.epochs), default=None)
         seconds = sum(entry["seconds"] for entry in run.epochs)
         row = [
-            _chip(colour) + escape(run.name),
-            escape(f"{config.data}, {config.network}"),
+            f"{chip(colour)}{escape(run.name)}<br><small>{escape(f'{config.data}, {config.network}')}</small>",
             config.structure,
             _NONE if config.structure == "dense" else f"{config.density:g}",
-            config.block if config.has_blocks else _NONE,
+            escape(config.block) if config.has_blocks else _NONE,
             _NONE if best is None else f"{best:.2%}",
             f"{result.test_accuracy:.2%}" if result else "unfinished",
             f"{len(run.epochs)} of {config.epochs}",
@@ -124,33 +111,39 @@ def _summary(runs: Sequence[Run], palette: Sequence[str]) -> str:
         if result:
             state = result.weight_state
             share = result.active_weights / result.total_weights
-            row.append(f"{result.active_weights:,} of {result.total_weights:,} ({share:.1%})")
+            row.append(f"{result.active_weights:,} ({share:.1%})")
             row += [size(state.total), f"{state.total / state.dense:.1%}"]
         else:
             row += [_NONE] * 3
         rows.append(row)
-    return _table(head, rows)
+    return table(head, rows)
 
 
 def _validation(runs: Sequence[Run], palette: Sequence[str]) -> str:
-    def draw(axes: Axes, field: str, by: str) -> None:
-        for run, colour in zip(runs, palette, strict=True):
-            x = [entry["epoch"] for entry in run.epochs]
-            if by == "seconds":
-                x = list(accumulate(entry["seconds"] for entry in run.epochs))
-            axes.plot(x, [entry[field] for entry in run.epochs], "o-", color=colour)
-        if field == "val_loss":
-            loss_axis(axes)
-        else:
-            percent_axis(axes, "top-1 accuracy (%)")
-        count_axis(axes, "epoch" if by == "epochs" else "seconds of training, validation left out")
-
-    charts = "".join(
-        _chart(f"{field}-{by}", f"Validation {field[4:]} over {by}", lambda axes, f=field, b=by: draw(axes, f, b))
+    charts = [
+        chart(
+            f"{field}-{by}",
+            f"Validation {field[4:]} over {by}",
+            partial(_draw_validation, runs=runs, palette=palette, field=field, by=by),
+        )
         for field in ("val_accuracy", "val_loss")
         for by in ("epochs", "seconds")
-    )  # fmt: skip
-    return _key(zip((run.name for run in runs), palette, strict=True)) + f'<div class="charts">{charts}</div>'
+    ]
+    names = [run.name for run in runs]
+    return legend(zip(names, palette, strict=True)) + f'<div class="charts pairs">{"".join(charts)}</div>'
+
+
+def _draw_validation(axes: Axes, runs: Sequence[Run], palette: Sequence[str], field: str, by: str) -> None:
+    for run, colour in zip(runs, palette, strict=True):
+        x = [entry["epoch"] for entry in run.epochs]
+        if by == "seconds":
+            x = list(accumulate(entry["seconds"] for entry in run.epochs))
+        axes.plot(x, [entry[field] for entry in run.epochs], "o-", color=colour)
+    if field == "val_loss":
+        loss_axis(axes)
+    else:
+        percent_axis(axes, "top-1 accuracy (%)")
+    count_axis(axes, "epoch" if by == "epochs" else "seconds of training, without validation")
 
 
 def _memory(runs: Sequence[Run]) -> str:
@@ -169,26 +162,22 @@ def _memory(runs: Sequence[Run]) -> str:
         )
         bar = f'<div class="bar">{parts}<b style="left:{state.dense / scale:.2f}%"></b></div>'
         rows.append([escape(name), bar, *map(size, (*counts, state.total, state.dense))])
-    heads = [_chip(colour) + part.replace("iz", "is") for part, colour in palette.items()]
+    heads = [chip(colour) + part.replace("iz", "is") for part, colour in palette.items()]
     note = "<p>The upright line is what the same layers keep when dense.</p>"
-    return _table(("run", "", *heads, "total", "dense"), rows) + note
+    return table(("run", "", *heads, "total", "dense"), rows) + note
 
 
 def _differences(runs: Sequence[Run]) -> str:
-    configs = [{key: _plain(value) for key, value in run.config.to_dict().items()} for run in runs]
-    usual = {key: Counter(config[key] for config in configs).most_common(1)[0] for key in configs[0]}
-    keys = [key for key, (_, count) in usual.items() if count < len(runs)]
-    if not keys:
+    configs = [{name: _plain(value) for name, value in run.config.to_dict().items()} for run in runs]
+    counts = {name: Counter(config[name] for config in configs) for name in configs[0]}
+    usual = {name: count.most_common(1)[0][0] for name, count in counts.items() if len(count) > 1}
+    if not usual:
         return "<p>None.</p>"
     rows = []
     for run, config in zip(runs, configs, strict=True):
-        cells = [escape(config[key]) for key in keys]
-        marked = [
-            cell if config[key] == usual[key][0] else f"<mark>{cell}</mark>"
-            for key, cell in zip(keys, cells, strict=True)
-        ]
-        rows.append([escape(run.name), *marked])
-    return _table(("run", *keys), rows) + "<p>Marked: what most runs, or the first, have otherwise.</p>"
+        cells = ((escape(config[name]), config[name] == value) for name, value in usual.items())
+        rows.append([escape(run.name), *(cell if same else f"<mark>{cell}</mark>" for cell, same in cells)])
+    return table(("run", *usual), rows) + "<p>Marked: what most runs, or the first, have otherwise.</p>"
 
 
 def _details(run: Run, number: int) -> str:
@@ -202,16 +191,16 @@ def _details(run: Run, number: int) -> str:
     if run.epochs:
         caption = "Density of each layer over iterations"
         charts.append(
-            _chart(f"density-{number}", caption, lambda axes: draw_density(axes, run.epochs, run.rewires))
+            chart(f"density-{number}", caption, partial(draw_density, epochs=run.epochs, rewires=run.rewires))
         )
     if run.rewires:
         caption = "Blocks (of a mask: weights) grown, above, and pruned, below, in each update"
-        charts.append(_chart(f"updates-{number}", caption, lambda axes: _draw_updates(axes, run, layers)))
+        charts.append(chart(f"updates-{number}", caption, partial(_draw_updates, run=run, layers=layers)))
     if run.epochs:
         names = list(run.epochs[0]["firing_rate"])
-        key = _key(zip(names, colours(len(names)), strict=True))
+        below = legend(zip(names, colours(len(names)), strict=True))
         caption = "Firing rate in training of each layer of neurons"
-        charts.append(_chart(f"rate-{number}", caption, lambda axes: draw_firing_rate(axes, run.epochs), key))
+        charts.append(chart(f"rate-{number}", caption, partial(draw_firing_rate, epochs=run.epochs), below))
     parts.append(f'<div class="charts">{"".join(charts)}</div>')
     settings = json.dumps(run.config.to_dict(), indent=2)
     parts.append(f"<details><summary>All settings</summary><pre>{escape(settings)}</pre></details>")
@@ -234,8 +223,8 @@ def _layer_table(run: Run, layers: dict[str, str]) -> str:
         density = last["density"][layer] if last else events[-1]["density"]
         explored = last["r_s"][layer] if last else events[-1]["r_s"]
         counts = [f"{sum(entry[kind] for entry in events):,}" for kind in ("pruned", "grown")]
-        rows.append([_chip(colour) + escape(layer), f"{density:.2%}", f"{explored:.2%}", *counts])
-    return _table(("layer", "density at the end", "ever active", "pruned", "grown"), rows)
+        rows.append([chip(colour) + escape(layer), f"{density:.2%}", f"{explored:.2%}", *counts])
+    return table(("layer", "density at the end", "ever active", "pruned", "grown"), rows)
 
 
 def _draw_updates(axes: Axes, run: Run, layers: dict[str, str]) -> None:
@@ -251,90 +240,11 @@ def _draw_updates(axes: Axes, run: Run, layers: dict[str, str]) -> None:
             ]
             axes.stairs(top, edges, baseline=base, fill=True, color=colour, linewidth=0)
             base = top
-    axes.axhline(0, color=_GREY, linewidth=0.8)
+    axes.axhline(0, color=GREY, linewidth=0.8)
     axes.yaxis.set_major_formatter(lambda count, _: f"{abs(count):,.0f}")
     axes.set_ylabel("pruned | grown")
     count_axis(axes, "iteration")
 
 
-def _chart(name: str, caption: str, draw: Callable[[Axes], Any], key: str = "") -> str:
-    with rc_context(_SVG):
-        figure = Figure(figsize=(5.4, 3.1), layout="constrained")
-        draw(figure.add_subplot())
-        file = io.StringIO()
-        figure.savefig(file, format="svg", metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
-    svg = file.getvalue()
-    svg = svg[svg.index("<svg") :]
-    svg = re.sub(r"<defs>\s*<style.*?</style>\s*</defs>|<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
-    svg = re.sub(r"(?<=[\">]) *\n *(?=[<\"])|(?<=>)\s+(?=<)", "", svg)
-    # ids are to be unique on the page, and most are never referred to
-    used = set(re.findall(r"#([\w.]+)(?=[\")])", svg))
-    svg = re.sub(r' id="([\w.]+)"', lambda m: f' id="{name}-{m[1]}"' if m[1] in used else "", svg)
-    svg = re.sub(r"#([\w.]+)(?=[\")])", lambda m: f"#{name}-{m[1]}" if m[1] in used else m[0], svg)
-    svg = re.sub(
-        r'<svg .*?(viewBox="[^"]*").*?>', rf'<svg role="img" aria-label="{caption}" \1>', svg, count=1
-    )
-    return f"<figure>{svg}<figcaption>{caption}</figcaption>{key}</figure>"
-
-
-def _section(title: str, content: str) -> str:
-    return f"<section><h2>{escape(title)}</h2>{content}</section>"
-
-
-def _key(entries: Iterable[tuple[str, str]]) -> str:
-    items = "".join(f"<li>{_chip(colour)}{escape(name)}</li>" for name, colour in entries)
-    return f'<ul class="key">{items}</ul>'
-
-
-def _chip(colour: str) -> str:
-    return f'<span class="chip" style="background:{colour}"></span>'
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Of cells that are HTML; the first of each row is its heading."""
-    heads = "".join(f'<th scope="col">{cell}</th>' for cell in head)
-    body = "".join(
-        f'<tr><th scope="row">{row[0]}</th>' + "".join(f"<td>{cell}</td>" for cell in row[1:]) + "</tr>"
-        for row in rows
-    )
-    return f'<div class="wide"><table><thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table></div>'
-
-
 def _plain(value: Any) -> str:
     return " ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
-
-
-_PAGE = Template("""<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>$title</title>
-<style>
-:root { color-scheme: light dark; --line: #8884; }
-body { max-width: 78rem; margin: 1.5rem auto; padding: 0 1rem; font: 15px/1.45 system-ui, sans-serif; }
-h1 { font-size: 1.4rem; }
-h2 { font-size: 1.15rem; margin: 2.2rem 0 .6rem; overflow-wrap: anywhere; }
-.wide { overflow-x: auto; }
-table { border-collapse: collapse; font-size: .85rem; font-variant-numeric: tabular-nums; }
-th, td { padding: .3rem .7rem; text-align: right; border-bottom: 1px solid var(--line); white-space: nowrap; }
-th:first-child { text-align: left; padding-left: 0; }
-tbody th { font-weight: 600; }
-.charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(24rem, 100%), 1fr)); gap: 1rem; }
-figure { margin: 0; max-width: 36rem; }
-svg { width: 100%; height: auto; }
-svg text { fill: currentColor !important; font-family: system-ui, sans-serif !important; }
-figcaption, p { font-size: .9rem; }
-.key { list-style: none; padding: 0; display: flex; flex-wrap: wrap; gap: .2rem 1.1rem; font-size: .85rem; }
-.chip { display: inline-block; width: .8em; height: .8em; margin-right: .4em; border-radius: 2px; }
-.bar { position: relative; display: flex; width: 22rem; height: 1rem; }
-.bar b { position: absolute; top: -.15rem; bottom: -.15rem; border-left: 2px solid currentColor; margin-left: -2px; }
-pre { font-size: .8rem; }
-</style>
-</head>
-<body>
-<h1>Runs compared</h1>
-$body
-</body>
-</html>
-""")

@@ -160,7 +160,7 @@ def colours(number: int) -> list[str]:
     """Of many, from dark to bright in their order."""
     if number <= len(_COLOURS):
         return list(_COLOURS[:number])
-    return [to_hex(colour) for colour in colormaps["viridis"](np.linspace(0, 0.9, number))]
+    return [to_hex(colour) for colour in colormaps["viridis"](np.linspace(0.15, 0.9, number))]
 
 
 def _legend(figure: Figure, axes: Axes, title: str) -> None:
