@@ -85,14 +85,14 @@ h1 { font-size: 1.4rem; }
 h2 { font-size: 1.15rem; margin: 2.2rem 0 .6rem; overflow-wrap: anywhere; }
 .wide { overflow-x: auto; margin-bottom: .8rem; }
 table { border-collapse: collapse; font-size: .85rem; font-variant-numeric: tabular-nums; }
-th, td { padding: .3rem .6rem; text-align: right; vertical-align: bottom; white-space: nowrap; }
+th, td { padding: .3rem .6rem; text-align: right; vertical-align: middle; white-space: nowrap; }
 tr { border-bottom: 1px solid var(--line); }
 thead th { white-space: normal; }
 th:first-child { text-align: left; padding-left: 0; }
 tbody th { font-weight: 600; }
 small { font-weight: 400; }
 .charts { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(23rem, 100%), 1fr)); gap: 1rem; }
-.charts.pairs { grid-template-columns: repeat(auto-fill, minmax(min(32rem, 100%), 1fr)); }
+.charts.pairs { grid-template-columns: repeat(auto-fill, minmax(min(25rem, 100%), 36rem)); }
 figure { margin: 0; }
 svg { width: 100%; height: auto; }
 svg text { fill: currentColor !important; font-family: system-ui, sans-serif !important; }

@@ -75,7 +75,7 @@ def write_page(path: Path, runs: Sequence[Run]) -> None:
 
 
 def page(runs: Sequence[Run]) -> str:
-    palette = colours(len(runs))
+    palette = colours(len(runs), ordered=False)
     sections = [
         section("Runs", _summary(runs, palette)),
         section("Validation", _validation(runs, palette)),

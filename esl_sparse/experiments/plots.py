@@ -156,10 +156,12 @@ def _layers(epochs: list[dict[str, Any]], key: str) -> list[tuple[str, str]]:
     return list(zip(layers, colours(len(layers)), strict=True))
 
 
-def colours(number: int) -> list[str]:
-    """Of many, from dark to bright in their order."""
+def colours(number: int, ordered: bool = True) -> list[str]:
+    """Of many, from dark to bright in their order or, where they have none, up to 20 that differ more."""
     if number <= len(_COLOURS):
         return list(_COLOURS[:number])
+    if not ordered and number <= 20:
+        return [to_hex(colormaps["tab20"](i)) for i in range(number)]
     return [to_hex(colour) for colour in colormaps["viridis"](np.linspace(0.15, 0.9, number))]
 
 
