@@ -87,13 +87,13 @@ h2 { font-size: 1.15rem; margin: 2.2rem 0 .6rem; overflow-wrap: anywhere; }
 table { border-collapse: collapse; font-size: .85rem; font-variant-numeric: tabular-nums; }
 th, td { padding: .3rem .6rem; text-align: right; vertical-align: middle; white-space: nowrap; }
 tr { border-bottom: 1px solid var(--line); }
-thead th { white-space: normal; }
+thead th:not(:has(.chip)) { white-space: normal; }
 th:first-child { text-align: left; padding-left: 0; }
 tbody th { font-weight: 600; }
 small { font-weight: 400; }
 .charts { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(23rem, 100%), 1fr)); gap: 1rem; }
-.charts.pairs { grid-template-columns: repeat(auto-fill, minmax(min(25rem, 100%), 36rem)); }
-figure { margin: 0; }
+.charts.pairs { grid-template-columns: repeat(auto-fill, minmax(min(26rem, 100%), 1fr)); }
+figure { margin: 0; max-width: 38rem; }
 svg { width: 100%; height: auto; }
 svg text { fill: currentColor !important; font-family: system-ui, sans-serif !important; }
 figcaption, p { font-size: .9rem; }
