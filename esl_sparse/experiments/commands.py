@@ -25,13 +25,14 @@ from ..data import DATASETS, DataNotFoundError, Dataset, load
 from .config import TrainConfig
 from .demo import VariantResult, configurations, run_variant
 from .display import RunProgress, TrainDisplay, comparison, demo_card, progress_bar, result_card
+from .html_report import read_runs, write_report
 from .options import AT_LEAST_1, EXISTING, FOLDER, config_options, flag, machine_options, preset_option
 from .plots import plot_run
 from .protocol import CONVOLUTIONAL, SUITES, run_protocol, write_tables
 from .reproduce import EXPERIMENTS, Scale
 from .reproduce import reproduce as run_experiment
 from .reproduce.page import write_page
-from .run_folder import RunFolder, read_result
+from .run_folder import RunFolder
 from .signals import stop_requests
 from .train import CHECKPOINT, Interrupted, RunError, Trainer, config_of
 
@@ -253,19 +254,28 @@ def _matching(rows: dict[str, dict[str, Any]], patterns: tuple[str, ...]) -> dic
 
 
 @cli.command()
-@click.argument("runs", nargs=-1, required=True, type=EXISTING)
-def report(runs: tuple[Path, ...]) -> None:
-    """Show finished runs and draw their plots anew."""
-    results = []
-    for folder in runs:
-        if not (folder / "result.json").exists():
-            raise RunError(f"{folder} holds no finished run: it has no result.json.")
-        results.append(read_result(folder))
+@click.argument("folders", metavar="RUN...", nargs=-1, required=True, type=EXISTING)
+@click.option(
+    "--html",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="The page to write.  [default: report.html, of one run in its folder, of several here]",
+)
+def report(folders: tuple[Path, ...], html: Path | None) -> None:
+    """Compare runs, finished or not: here, on one HTML page, and in their plots, drawn anew."""
+    runs = read_runs(folders)
+    for folder in folders:
         plot_run(folder)
-    if len(results) == 1:
-        console.print(result_card(*results[0]))
-    else:
-        console.print(comparison(results))
+    finished = [(run.config, run.result) for run in runs if run.result]
+    if len(finished) == 1:
+        console.print(result_card(*finished[0]))
+    elif finished:
+        console.print(comparison(finished))
+    for run in runs:
+        if not run.result:
+            click.echo(f"{run.name} is unfinished, {len(run.epochs)} of {run.config.epochs} epochs.")
+    page = html or (folders[0] if len(folders) == 1 else Path()) / "report.html"
+    write_report(page, runs)
+    click.echo(f"Page: {page}")
 
 
 @cli.command()

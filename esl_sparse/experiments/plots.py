@@ -11,6 +11,7 @@ import numpy as np
 from matplotlib import colormaps, rc_context
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import LogLocator, MaxNLocator, PercentFormatter
@@ -81,28 +82,26 @@ def _accuracy(epochs: list[dict[str, Any]]) -> Figure:
         loss.plot(x, [entry[f"{part}_loss"] for entry in epochs], "o-", label=label.split()[0], color=colour)
         accuracy.plot(x, [entry[f"{part}_accuracy"] for entry in epochs], "o-", label=label, color=colour)
     accuracy.plot(best["epoch"], best["val_accuracy"], "o", markersize=9, fillstyle="none", color=COLOURS[1])
-    loss.set(title="Loss", ylabel="cross-entropy (nats)", yscale="log")
-    loss.yaxis.set_major_formatter("{x:g}")
-    loss.yaxis.set_minor_locator(LogLocator(subs=(2, 5)))
-    loss.yaxis.set_minor_formatter("{x:g}")
-    accuracy.set(title="Top-1 accuracy", ylabel="accuracy (%)")
-    accuracy.yaxis.set_major_formatter(PercentFormatter(1.0, symbol=""))
+    loss.set_title("Loss")
+    loss_axis(loss)
+    accuracy.set_title("Top-1 accuracy")
+    percent_axis(accuracy, "accuracy (%)")
     for axes in (loss, accuracy):
-        _count(axes, "epoch")
+        count_axis(axes, "epoch")
         axes.legend()
     return figure
 
 
 def _density(epochs: list[dict[str, Any]], rewires: list[dict[str, Any]]) -> Figure:
     figure, (axes,) = figure_of()
-    constant = layer_densities(axes, epochs, rewires)
-    axes.set_title("Density of each layer" + (" (constant)" if rewires and constant else ""))
+    constant = draw_density(axes, epochs, rewires)
+    axes.set(title="Density of each layer" + (" (constant)" if rewires and constant else ""))
     _legend(figure, axes, "layer (at the end)")
     return figure
 
 
-def layer_densities(axes: Axes, epochs: list[dict[str, Any]], rewires: list[dict[str, Any]]) -> bool:
-    """Draw them over iterations, from a run's log; says whether they never change."""
+def draw_density(axes: Axes, epochs: list[dict[str, Any]], rewires: list[dict[str, Any]]) -> bool:
+    """One line a layer; says whether all of them are constant."""
     constant = True
     for layer, colour in _layers(epochs, "density"):
         # only updates change it, so it is a staircase; the log begins with what the first update left
@@ -115,9 +114,9 @@ def layer_densities(axes: Axes, epochs: list[dict[str, Any]], rewires: list[dict
             constant = False
         x, y = zip(*steps, (epochs[-1]["iteration"], last), strict=True)
         axes.plot(x, y, drawstyle="steps-post", label=f"{layer} ({last:.1%})", color=colour)
-    axes.set(ylabel="active weights (% of all)", ylim=(0, 1.05))
-    axes.yaxis.set_major_formatter(PercentFormatter(1.0, symbol=""))
-    _count(axes, "iteration")
+    axes.set_ylim(0, 1.05)
+    percent_axis(axes, "active weights (% of all)")
+    count_axis(axes, "iteration")
     return constant
 
 
@@ -132,31 +131,44 @@ def _r_s(epochs: list[dict[str, Any]], rewires: list[dict[str, Any]]) -> Figure:
         x = [0, *(entry["iteration"] for entry in events), end]
         y = [start, *(entry["r_s"] for entry in events), last]
         axes.plot(x, y, drawstyle="steps-post", label=f"{layer} ({last:.1%})", color=colour)
-    axes.set(title="Explored weights, $R_s$", ylabel="weights ever active (% of all)", ylim=(0, 1.05))
-    axes.yaxis.set_major_formatter(PercentFormatter(1.0, symbol=""))
-    _count(axes, "iteration")
+    axes.set(title="Explored weights, $R_s$", ylim=(0, 1.05))
+    percent_axis(axes, "weights ever active (% of all)")
+    count_axis(axes, "iteration")
     _legend(figure, axes, "layer (at the end)")
     return figure
 
 
 def _firing_rate(epochs: list[dict[str, Any]]) -> Figure:
     figure, (axes,) = figure_of()
-    x = [entry["epoch"] for entry in epochs]
-    for layer, colour in _layers(epochs, "firing_rate"):
-        axes.plot(x, [entry["firing_rate"][layer] for entry in epochs], "o-", label=layer, color=colour)
-    axes.set(title="Firing rate in training", ylabel="spikes per neuron and step")
-    axes.set_ylim(0, 1.15 * axes.get_ylim()[1])
-    _count(axes, "epoch")
+    draw_firing_rate(axes, epochs)
+    axes.set(title="Firing rate in training")
     _legend(figure, axes, "layer")
     return figure
 
 
-def _layers(epochs: list[dict[str, Any]], key: str) -> list[tuple[str, Any]]:
-    """With a colour each: of many layers, from dark to bright by depth."""
+def draw_firing_rate(axes: Axes, epochs: list[dict[str, Any]]) -> None:
+    """One line a layer of neurons."""
+    x = [entry["epoch"] for entry in epochs]
+    for layer, colour in _layers(epochs, "firing_rate"):
+        axes.plot(x, [entry["firing_rate"][layer] for entry in epochs], "o-", label=layer, color=colour)
+    axes.set(ylabel="spikes per neuron and step")
+    axes.set_ylim(0, 1.15 * axes.get_ylim()[1])
+    count_axis(axes, "epoch")
+
+
+def _layers(epochs: list[dict[str, Any]], key: str) -> list[tuple[str, str]]:
+    """With a colour each."""
     layers = list(epochs[0][key])
-    if len(layers) <= len(COLOURS):
-        return list(zip(layers, COLOURS, strict=False))
-    return list(zip(layers, colormaps["viridis"](np.linspace(0, 0.9, len(layers))), strict=True))
+    return list(zip(layers, colours(len(layers)), strict=True))
+
+
+def colours(number: int, ordered: bool = True) -> list[str]:
+    """Of many, from dark to bright in their order or, where they have none, up to 20 that differ more."""
+    if number <= len(COLOURS):
+        return list(COLOURS[:number])
+    if not ordered and number <= 20:
+        return [to_hex(colormaps["tab20"](i)) for i in range(number)]
+    return [to_hex(colour) for colour in colormaps["viridis"](np.linspace(0.15, 0.9, number))]
 
 
 def _legend(figure: Figure, axes: Axes, title: str) -> None:
@@ -167,6 +179,18 @@ def _legend(figure: Figure, axes: Axes, title: str) -> None:
         figure.legend(loc="outside right upper", title=title, fontsize=7, title_fontsize=8)
 
 
-def _count(axes: Axes, label: str) -> None:
+def count_axis(axes: Axes, label: str) -> None:
     axes.set_xlabel(label)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+
+
+def percent_axis(axes: Axes, label: str) -> None:
+    axes.set_ylabel(label)
+    axes.yaxis.set_major_formatter(PercentFormatter(1.0, symbol=""))
+
+
+def loss_axis(axes: Axes) -> None:
+    axes.set(ylabel="cross-entropy (nats)", yscale="log")
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_minor_locator(LogLocator(subs=(2, 5)))
+    axes.yaxis.set_minor_formatter("{x:g}")

@@ -102,32 +102,6 @@ def test_run_folder_of_a_convolutional_network(esl, tmp_path, structure):
         assert {event["layer"] for event in rewired} == set(layers[:4])  # full ones have nowhere to grow
 
 
-def test_report(esl, tmp_path):
-    for structure in ("dense", "evolve"):
-        esl(
-            "train",
-            *DIGITS,
-            "--structure",
-            structure,
-            "--epochs",
-            1,
-            "--interval",
-            5,
-            "--run-dir",
-            tmp_path / structure,
-        )
-    (tmp_path / "dense/plots/accuracy.png").unlink()
-    code, out, _ = esl("report", tmp_path / "dense", tmp_path / "evolve")
-    assert code == 0
-    assert "digits-dense-seed0" in out and "digits-evolve-0.1-4x4-seed0" in out
-    assert (tmp_path / "dense/plots/accuracy.png").exists()
-    code, out, _ = esl("report", tmp_path / "dense")
-    assert code == 0 and "test accuracy" in out
-    (tmp_path / "dense/result.json").unlink()
-    code, _, err = esl("report", tmp_path / "dense")
-    assert code and "no finished run" in err
-
-
 def test_learns(esl, tmp_path):
     """Sparse on real digits: MNIST where it is at hand."""
     try:

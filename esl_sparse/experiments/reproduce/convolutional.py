@@ -11,7 +11,7 @@ from matplotlib.ticker import PercentFormatter
 
 from ..config import TrainConfig
 from ..log import read_log
-from ..plots import COLOURS, figure_of, layer_densities
+from ..plots import COLOURS, draw_density, figure_of
 from ..presets import PRESETS
 from .experiment import Experiment, Outcome, Row, Scale
 
@@ -158,7 +158,7 @@ def _fig3_plot(outcomes: Sequence[Outcome]) -> Figure:
     curve.yaxis.set_major_formatter(PercentFormatter(1.0, symbol=""))
     for axes, (label, title) in zip(panels, _PANELS.items(), strict=True):
         folder = by_label[label].folders[0]
-        layer_densities(axes, read_log(folder, "epoch"), read_log(folder, "rewire"))
+        draw_density(axes, read_log(folder, "epoch"), read_log(folder, "rewire"))
         axes.set_title(f"(b) {title}", fontsize=8)
     panels[-1].legend(title="layer", fontsize=6, title_fontsize=7)
     return figure
