@@ -48,11 +48,11 @@ class MeanLoss(nn.Module):
 class SingleSpikeLoss(nn.Module):
     """Eq. 6 and what keeps neurons firing and weights small (Mostafa 2018), of outputs `[1, N, classes]`, minus z."""
 
-    def __init__(self, model: SingleSpikeMLP, weight_sum_cost: float, l2: float) -> None:
+    def __init__(self, model: SingleSpikeMLP, weight_sum_cost: float, l2: float, scale: float) -> None:
         super().__init__()
         self.layers = [module for module in model.modules() if isinstance(module, TemporalLinear)]
         self.weight_sum_cost, self.l2 = weight_sum_cost, l2
-        self.cross_entropy = TemporalCrossEntropy()
+        self.cross_entropy = TemporalCrossEntropy(scale)
 
     def forward(self, outputs: Tensor, target: Tensor) -> Tensor:
         loss = self.cross_entropy(-outputs.squeeze(0), target)
@@ -91,7 +91,7 @@ def build(config: TrainConfig, dataset: Dataset, total_steps: int) -> Parts:
 
 def _loss(config: TrainConfig, model: nn.Module) -> nn.Module:
     if isinstance(model, SingleSpikeMLP):
-        return SingleSpikeLoss(model, config.weight_sum_cost, config.l2)
+        return SingleSpikeLoss(model, config.weight_sum_cost, config.l2, config.z_scale)
     return TETLoss() if config.loss == "tet" else MeanLoss()
 
 
@@ -110,7 +110,9 @@ def _single_spike(config: TrainConfig, dataset: Dataset, generator: torch.Genera
         block_size = "auto" if config.structure == "dense" else config.block_size
         return TemporalLinear(n, m, density=density, block_size=block_size, generator=generator)
 
-    return SingleSpikeMLP(dataset.features, config.hidden, dataset.classes, layer=layer)
+    return SingleSpikeMLP(
+        dataset.features, config.hidden, dataset.classes, layer=layer, weight_sum=config.weight_sum
+    )
 
 
 def _perceptron(config: TrainConfig, dataset: Dataset, generator: torch.Generator) -> SpikingMLP:

@@ -47,8 +47,9 @@ class TrainConfig:
     them, None their own.
 
     Of single-spike, whose neurons fire once, T, tau, readout and loss say nothing; `weight_sum_cost`, `l2` and
-    `grad_limit` are Mostafa's K, lambda and limit of the gradient's norm of a neuron. "exponential" falls to a
-    hundredth of `lr`.
+    `grad_limit` are Mostafa's K, lambda and limit of the gradient's norm of a neuron, `weight_sum` what a hidden
+    neuron's weights add up to at the start, `z_scale` the scale of z in the loss. "exponential" falls to a hundredth
+    of `lr`.
     """
 
     data: str = "mnist"
@@ -66,6 +67,8 @@ class TrainConfig:
     tau: float = 0.5
     readout: str = "current"
     loss: str = "tet"
+    weight_sum: float = 4.0
+    z_scale: float = 1.0
     weight_sum_cost: float = 100.0
     l2: float = 1e-3
     grad_limit: float = 10.0
@@ -94,8 +97,9 @@ class TrainConfig:
             _check(self, name, 0 < getattr(self, name) <= 1, "more than 0 and at most 1")
         for name in ("alpha", "t_start", "t_end"):
             _check(self, name, 0 <= getattr(self, name) <= 1, "0 to 1")
-        for name in ("lr", "grad_limit"):
+        for name in ("lr", "grad_limit", "z_scale"):
             _check(self, name, getattr(self, name) > 0, "more than 0")
+        _check(self, "weight_sum", self.weight_sum > 1, "more than 1")
         for name in ("weight_sum_cost", "l2"):
             _check(self, name, getattr(self, name) >= 0, "at least 0")
         single = self.model == "single-spike"

@@ -61,6 +61,8 @@ _CONFIG: dict[str, tuple[Any, str]] = {
     "tau": (float, "Decay factor of the membrane potential in one step."),
     "readout": (click.Choice(READOUTS), "Output: the current of each step, or its running sum."),
     "loss": (click.Choice(LOSSES), "Cross-entropy at every step (tet), or of the mean over time."),
+    "weight_sum": (float, "single-spike: what a hidden neuron's weights add up to at the start, on average."),
+    "z_scale": (float, "single-spike: factor of exp(spike time) in the loss."),
     "weight_sum_cost": (float, "single-spike: cost of weights that sum to less than 1."),
     "l2": (float, "single-spike: cost of squared weights."),
     "grad_limit": (float, "single-spike: largest norm of the gradient of a neuron's weights."),

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 
+import torch
 from torch import Tensor, nn
 
 from ..nn import TemporalLinear, binary_times
+from ..nn.temporal import INITIAL_SUM
 
 
 def dense_layer(in_features: int, out_features: int) -> TemporalLinear:
@@ -20,7 +22,12 @@ class SingleSpikeMLP(nn.Module):
 
     Pixels above a half fire at time 0, the others at ln 6.
 
-    ``layer(in_features, out_features)`` makes the hidden layers; the last one is dense.
+    ``layer(in_features, out_features)`` makes the hidden layers; the last one is dense. ``weight_sum`` is what the
+    weights of a hidden neuron add up to on average at the start; the larger, the more neurons fire on bright pixels
+    alone, before the dark ones have spoken. 4 is Mostafa's.
+
+    Raises:
+        ValueError: a weight_sum of 1 or less, with which no neuron would fire.
     """
 
     def __init__(
@@ -30,10 +37,16 @@ class SingleSpikeMLP(nn.Module):
         classes: int = 10,
         *,
         layer: Callable[[int, int], TemporalLinear] = dense_layer,
+        weight_sum: float = 4.0,
     ) -> None:
         super().__init__()
+        if not weight_sum > 1:
+            raise ValueError(f"weight_sum: expected more than 1, got {weight_sum!r}")
         self.hidden = nn.ModuleList(layer(n, m) for n, m in pairwise((in_features, *hidden)))
         self.readout = dense_layer(hidden[-1], classes)
+        with torch.no_grad():
+            for hid in self.hidden:
+                hid.values.mul_(weight_sum / INITIAL_SUM)
 
     def forward(self, images: Tensor) -> Tensor:
         z = binary_times(images.flatten(1))

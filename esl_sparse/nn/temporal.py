@@ -19,6 +19,7 @@ from .sparse import BlockSparseLayer, check_sizes, fill
 
 # Mostafa 2018, as two re-implementations have it: bright pixels at t = 0, dark ones at ln 6.
 EARLY, LATE = 1.0, 6.0
+INITIAL_SUM = 4.0  # of a neuron's weights, on average
 _NEVER = 1e5  # what cross-entropy sees of a neuron that does not fire: later than any spike that counts
 
 
@@ -83,7 +84,7 @@ class TemporalLinear(BlockSparseLayer):
             return super().reset_parameters(init, generator)
 
         def draw(values: Tensor, fan_in: float) -> None:
-            fill(values, generator, lambda t: t.uniform_(0, 8 / fan_in, generator=generator))
+            fill(values, generator, lambda t: t.uniform_(0, 2 * INITIAL_SUM / fan_in, generator=generator))
 
         return super().reset_parameters(draw, generator)
 
@@ -163,11 +164,25 @@ TemporalLinear._dense_type = (
 
 
 class TemporalCrossEntropy(nn.Module):
-    """The neuron of the right class is to fire first (paper, Eq. 6): cross-entropy of ``softmax(-z)``.
+    """The neuron of the right class is to fire first (paper, Eq. 6): cross-entropy of ``softmax(-scale * z)``.
 
     A neuron that never fires counts as one that fires very late, without a gradient; what makes it fire is
     :meth:`TemporalLinear.weight_sum_cost`.
+
+    Args:
+        scale: the larger, the smaller the lead that counts as certain. 1 is Eq. 6 for inputs that start at time 0.
+            Every z of a network is proportional to those of its input: a scale of s is Eq. 6 for inputs that
+            come ln s later.
+
+    Raises:
+        ValueError: a scale that is not above 0.
     """
+
+    def __init__(self, scale: float = 1.0) -> None:
+        super().__init__()
+        if not scale > 0:
+            raise ValueError(f"scale: expected a number above 0, got {scale!r}")
+        self.scale = scale
 
     def forward(self, z: Tensor, target: Tensor) -> Tensor:
         """``z [N, classes]`` and ``target [N]`` -> scalar, the mean."""
@@ -175,7 +190,10 @@ class TemporalCrossEntropy(nn.Module):
             raise ValueError(
                 f"z, target: expected [N, classes] and [N], got {tuple(z.shape)} and {tuple(target.shape)}"
             )
-        return F.cross_entropy(-z.clamp(max=_NEVER), target)
+        return F.cross_entropy(-self.scale * z.clamp(max=_NEVER), target)
+
+    def extra_repr(self) -> str:
+        return f"scale={self.scale:g}"
 
 
 @torch.no_grad()

@@ -1,6 +1,7 @@
 """Training of networks whose neurons fire once, from the command line."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -45,11 +46,11 @@ def test_same_bits_after_an_interrupt(tmp_path):
 
 
 def test_parts():
-    model, loss, optimizer, scheduler, _ = build(SMALL, load("digits"), total_steps=50)
+    model, loss, optimizer, scheduler, _ = build(replace(SMALL, z_scale=3.0), load("digits"), total_steps=50)
     x, y = load("digits").train[torch.arange(64)]
     outputs = model(x)
     assert outputs.shape == (1, 64, 10)
-    plain = torch.nn.functional.cross_entropy(outputs[0].clamp(min=-1e5), y)
+    plain = torch.nn.functional.cross_entropy(3 * outputs[0].clamp(min=-1e5), y)
     rest = sum(
         100 * layer.weight_sum_cost() + 1e-3 * layer.values.square().sum()
         for layer in (*model.hidden, model.readout)
@@ -64,6 +65,17 @@ def test_parts():
     for _ in range(50):
         scheduler.step()
     assert scheduler.get_last_lr()[0] == pytest.approx(5e-5, rel=1e-4)
+
+
+def test_weights_at_the_start_sum_to_what_is_asked_for():
+    means = []
+    for weight_sum in (4.0, 8.0):
+        model = build(replace(SMALL, weight_sum=weight_sum), load("digits"), total_steps=50).model
+        means.append(model.hidden[0].weight_sums().mean().item())
+        assert model.readout.weight_sums().mean().item() == pytest.approx(4.0, rel=0.2)
+    assert means[0] == pytest.approx(4.0, rel=0.1) and means[1] == pytest.approx(2 * means[0], rel=1e-5)
+    with pytest.raises(ValueError, match="weight_sum: expected more than 1"):
+        replace(SMALL, weight_sum=1.0)
 
 
 def test_masks_are_refused(esl, tmp_path):

@@ -85,6 +85,16 @@ def test_loss():
         TemporalCrossEntropy()(z, torch.tensor([0]))
 
 
+def test_scale_of_the_loss_is_that_of_the_input():
+    net = layer()
+    z, target = torch.rand(8, net.in_features) + 1, torch.randint(net.out_features, (8,))
+    later = TemporalCrossEntropy()(net(3 * z), target)
+    torch.testing.assert_close(TemporalCrossEntropy(3)(net(z), target), later)
+    assert "scale=3" in repr(TemporalCrossEntropy(3))
+    with pytest.raises(ValueError, match="scale: expected a number above 0, got 0"):
+        TemporalCrossEntropy(0)
+
+
 @pytest.mark.parametrize("block_size", [1, 4])
 def test_gradients_of_neurons_are_clipped(block_size):
     net = layer(block_size=block_size)
