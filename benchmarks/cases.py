@@ -278,7 +278,7 @@ class TemporalCase(NamedTuple):
 
 TEMPORAL_CASE = TemporalCase(784, 800, 100, 0.15, 0.1515)  # the paper's, eps = 60
 QUICK_TEMPORAL_CASE = TemporalCase(40, 30, 8, 0.3, 0.5)
-TEMPORAL_TARGET = 5.0  # times dense, at least; that of an epoch, which has more in it
+TEMPORAL_TARGET = 5.0  # times dense, at least
 
 # On a GPU: shapes, blocks and densities; bfloat16. What loses (1x1, 4x4) stands in the same table.
 GPU_BLOCKS = (16, 32, 64, 4, 1)

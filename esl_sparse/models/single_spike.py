@@ -45,8 +45,8 @@ class SingleSpikeMLP(nn.Module):
         self.hidden = nn.ModuleList(layer(n, m) for n, m in pairwise((in_features, *hidden)))
         self.readout = dense_layer(hidden[-1], classes)
         with torch.no_grad():
-            for hid in self.hidden:
-                hid.values.mul_(weight_sum / INITIAL_SUM)
+            for param in self.hidden.parameters():
+                param.mul_(weight_sum / INITIAL_SUM)
 
     def forward(self, images: Tensor) -> Tensor:
         z = binary_times(images.flatten(1))
