@@ -16,6 +16,7 @@ from .journal import Journal
 from .layers import SparseLayer, following_layers, rewirable_layers
 from .optimizer_state import param_group, slots
 from .progress import Progress, last
+from .ranks import ranks_of
 from .report import LayerReport, RewireReport
 from .rewiring import Rewiring
 
@@ -72,12 +73,15 @@ class Evolver:
             raise ValueError(f"protect: expected a number of updates, 0 or more, got {protect!r}")
         self.optimizer = optimizer
         self.protect = protect
+        model, self._ranks = ranks_of(model, optimizer)
         self._layers = rewirable_layers(model)
         self._followers = [following_layers(self._layers, follower) for follower in followers]
         if generator is None:
             seed = int(torch.randint(torch.iinfo(torch.int64).max, (), device="cpu"))
             generator = torch.Generator(device="cpu").manual_seed(seed)
         self.generator = generator
+        if self._ranks is not None:
+            self._ranks.share(generator)
         self._progress = Progress.start(self._layers)
         for name, layer in self._trained_layers().items():
             self._carried(name, layer, self._copies(name, layer))  # can all of it follow? Say so now
@@ -122,6 +126,8 @@ class Evolver:
             journal.note(lambda: self.generator.set_state(generator_state))
             fraction, updates = self._plan(iteration, journal)
             report = RewireReport(iteration, fraction, tuple(update.report() for update in updates))
+            if self._ranks is not None:
+                self._ranks.check_same({update.name: update.rewiring.topology for update in updates})
             progress = self._progress_after(iteration, updates)
             for update in updates:
                 update.write(journal)

@@ -59,4 +59,9 @@ def _is_private(tensor: Tensor) -> bool:
 
 
 def _take_over(tensor: Tensor, other: Tensor) -> None:
-    tensor.set_(other)  # type: ignore[call-overload]
+    if tensor.requires_grad and tensor.shape == other.shape:
+        # set_ would make autograd forget the node that accumulates the gradient, to which DistributedDataParallel listens
+        tensor.data = other
+        torch.autograd.graph.increment_version(tensor)
+    else:
+        tensor.set_(other)  # type: ignore[call-overload]

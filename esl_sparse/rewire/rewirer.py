@@ -16,6 +16,7 @@ from .grow import GROW_RULES, DrawnCount, GradientRule, GrowRule
 from .journal import Journal
 from .layers import SparseLayer, follows_gradients
 from .prune import PRUNE_RULES, AcrossLayers, OwnCount, PruneRule
+from .ranks import no_ranks
 from .redistribute import REDISTRIBUTIONS, Redistribution
 from .schedule import SCHEDULES, Decay, UpdateSchedule
 from .sorted_ids import contains_sorted
@@ -38,7 +39,8 @@ class Rewirer(Evolver):
 
     Args:
         model: holds layers with ``values`` and ``topology``. Those whose values do not require a gradient are
-            skipped.
+            skipped. One of several processes gives its ``DistributedDataParallel``: all ranks then choose the same
+            blocks, by the gradient of all (see docs/rewiring.md).
         optimizer: any ``torch.optim`` optimiser whose state holds one slot a weight; it holds the layers'
             values.
         prune: name in ``esl.PRUNE_RULES`` or a function; by default SET's rule.
@@ -55,12 +57,15 @@ class Rewirer(Evolver):
             parameters stay the same objects.
         followers: modules of the same structure that follow ``model``, such as an EMA copy
             (``torch.optim.swa_utils.AveragedModel``).
-        generator: source of randomness; by default a new one, seeded from torch's own.
+        generator: source of randomness; by default a new one, seeded from torch's own. Of several ranks that of rank 0
+            counts: the others' take over its state.
 
     Raises:
-        ValueError: no sparse layer; values that the optimiser does not hold; optimiser state that cannot
+        ValueError: no sparse layer; sharded parameters; a model that is not wrapped though there are several processes;
+            values that the optimiser does not hold; optimiser state that cannot
             follow (LBFGS); followers of another structure; a layer that cannot follow gradients under a rule
             that needs them; at an update, weights or gradients that are NaN or infinite.
+        RuntimeError: at an update, ranks that would choose different blocks.
     """
 
     def __init__(
@@ -85,6 +90,10 @@ class Rewirer(Evolver):
         self._prune_rule = PRUNE_RULES.resolve(prune)
         self._grow_rule = GROW_RULES.resolve(grow)
         self._redistribution = None if redistribute is None else REDISTRIBUTIONS.resolve(redistribute)
+        if redistribute is not None:
+            no_ranks(self._ranks, "redistribute")
+        if isinstance(self._grow_rule, DrawnCount):
+            no_ranks(self._ranks, "grow: a rule that draws its own counts")
         if isinstance(self._grow_rule, DrawnCount) and redistribute is not None:
             raise ValueError("redistribute: the grow rule draws its own counts: leave redistribute out")
         if isinstance(self._grow_rule, GradientRule):
@@ -307,7 +316,7 @@ class Rewirer(Evolver):
             for name, layer in layers.items():
                 seed = 0 if saved and name in saved else self._seed()
                 several = self._several.get(name)
-                watch = Watch(name, layer, rule, most[name], self._window(rule), seed, several)
+                watch = Watch(name, layer, rule, most[name], self._window(rule), seed, several, self._ranks)
                 watches[name] = watch
                 if saved and name in saved:
                     watch.load_state_dict(saved[name])

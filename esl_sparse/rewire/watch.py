@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import sys
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, cast
 
@@ -18,6 +18,7 @@ from ..topology import BlockLayout, BlockTopology, check_block_ids, index_from_b
 from .blocks import Candidates
 from .grow import GradientRule
 from .layers import GradientLayer, SparseLayer, stamp
+from .ranks import Ranks
 from .sorted_ids import contains_sorted
 
 
@@ -47,6 +48,8 @@ class Watch:
         several: whether the layer is called more than once in a step; None: not known. Where it is not, places are
             scored inside the backward; else every call is kept until the step is complete, because magnitudes do not
             add.
+        ranks: the processes whose gradients are averaged, None: this one alone. Of several, each keeps its calls until
+            the step is complete, and gradients are averaged before their magnitude is taken.
     """
 
     def __init__(
@@ -58,6 +61,7 @@ class Watch:
         length: int,
         seed: int,
         several: bool | None,
+        ranks: Ranks | None = None,
     ) -> None:
         self.name = name
         self.layer = cast(GradientLayer, layer)
@@ -66,11 +70,13 @@ class Watch:
         self.length = length
         self.seed = seed
         self.several = several
+        self._ranks = ranks
         self.calls = 0  # in the present step
         self._kept: list[Any] = []
         self._new: _Scan | None = None  # of the present step
         self._sum: Tensor | None = None  # the candidates' gradient in the present step, before any clipping
         self._raw_norm: float | None = None  # of the values' gradient, likewise
+        self._raw: Tensor | None = None  # this rank's part of it, not yet averaged
         self._found: _Scan | None = None
         self._average: Tensor | None = None  # [c, bm, bn]
         self._active_average: Tensor | None = None  # [nnzb, bm, bn]
@@ -92,7 +98,7 @@ class Watch:
         found = (
             [] if self._found is None else [self._found.topology, self._found.score, self._found.active_score]
         )
-        tree = [self._kept, found, self._sum, self._average, self._active_average]
+        tree = [self._kept, found, self._sum, self._raw, self._average, self._active_average]
         # A carrier is an element that looks like a panel.
         storages = [leaf.untyped_storage() for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
         return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
@@ -106,7 +112,7 @@ class Watch:
         self.calls += 1
         if self._found is not None:
             self._add(self._found, call)
-        elif self.several is False:
+        elif self.several is False and self._ranks is None:
             if self.calls == 1:
                 self._new = self._scan([call])
             else:  # too late to be added: what the first call gave is dropped
@@ -127,7 +133,10 @@ class Watch:
         device, nnzb = layer.values.device, topology.nnzb
         top = TopK(self.rule.followed(self.grow, nnzb, layout.blocks - nnzb), self.seed, device)
         active_score = torch.empty(nnzb, device=device)
-        for first, scores in layer.block_scores(calls):
+        strips = (
+            layer.block_scores(calls) if self._ranks is None else self._averaged_scores(calls, self._ranks)
+        )
+        for first, scores in strips:
             crow = topology.crow_indices[first : first + len(scores) + 1]
             low, high = int(crow[0]), int(crow[-1])
             here = row_indices(crow, high - low).mul_(layout.col_blocks).add_(topology.col_indices[low:high])
@@ -146,23 +155,52 @@ class Watch:
                 self._add(scan, call)
         return scan
 
+    def _averaged_scores(self, calls: list[Any], ranks: Ranks) -> Iterator[tuple[int, Tensor]]:
+        """As the layer's ``block_scores``, of the mean gradient over the ranks: a strip of it at a time is dense."""
+        layout, values = self.layer.topology.layout, self.layer.values
+        block, per_row = values.shape[1:], layout.col_blocks
+        rows = max(1, _STRIP_BYTES // (4 * per_row * layout.bm * layout.bn))
+        for first in range(0, layout.row_blocks, rows):
+            count = min(rows, layout.row_blocks - first)
+            ids = torch.arange(first * per_row, (first + count) * per_row, device=values.device)
+            strip = _row_index(ids, layout)
+            gradient = torch.zeros(len(ids), *block, device=values.device)
+            for call in calls:
+                gradient.add_(self.layer.gradient_at(strip, call))
+            yield first, _block_means(ranks.mean_(gradient), strip).view(count, per_row)
+
     def _add(self, scan: _Scan, call: Any) -> None:
         gradient = self.layer.gradient_at(scan.topology, call)
         self._sum = gradient if self._sum is None else self._sum.add_(gradient)
+
+    def _average_over(self, ranks: Ranks, found: _Scan) -> None:
+        """This rank's parts of the candidates' gradient and the values' become the mean of all ranks'."""
+        values = self.layer.values
+        if self._sum is None:
+            self._sum = torch.zeros(found.topology.nnzb, *values.shape[1:], device=values.device)
+        self._sum = ranks.mean_(self._sum.float())
+        raw = torch.zeros_like(values, dtype=torch.float32) if self._raw is None else self._raw.float()
+        self._raw_norm = float(ranks.mean_(raw).norm())
 
     # After the optimiser's step, or instead of it
 
     def commit(self) -> None:
         """The step counts: its gradients enter the window."""
-        if self._kept:
+        if self._kept if self._ranks is None else self._is_called(self._ranks):
             self._new = self._scan(self._kept)
         if self._found is None:
             self._found = self._new
             # Called more often than in the step before: the window begins with the next step, if there is one.
             self.several = None if self._found is None and self.calls > 1 else self.several
         if self._found is not None and self.length > 1:
+            if self._ranks is not None:
+                self._average_over(self._ranks, self._found)
             self._extend(self._found)
         self.discard(keep_calls=True)
+
+    def _is_called(self, ranks: Ranks) -> bool:
+        """Whether places are to be scored, with what some rank has kept."""
+        return self._found is None and ranks.any([bool(self._kept)])[0]
 
     def failed(self) -> None:
         """The update failed: it may be repeated with what was found, but a further training step begins anew."""
@@ -170,7 +208,7 @@ class Watch:
 
     def discard(self, keep_calls: bool = False) -> None:
         """Forget the present step."""
-        self._kept, self._new, self._sum, self._raw_norm = [], None, None, None
+        self._kept, self._new, self._sum, self._raw_norm, self._raw = [], None, None, None, None
         if not keep_calls:
             self.calls = 0
 
@@ -336,7 +374,10 @@ class _NormHook:
     def __call__(self, values: Tensor) -> None:
         watch = self._watch()
         if watch is not None and values.grad is not None:
-            watch._raw_norm = float(values.grad.norm())
+            if watch._ranks is None:
+                watch._raw_norm = float(values.grad.norm())
+            else:
+                watch._raw = values.grad.clone()
 
 
 class EagerSteps:
@@ -385,6 +426,7 @@ def _row_sums(scores: Tensor, topology: BlockTopology) -> Tensor:
 
 
 _AT_ONCE = 1 << 16  # blocks
+_STRIP_BYTES = 1 << 22  # of dense gradient
 
 
 def _nonfinite(average: Tensor) -> int:
