@@ -60,7 +60,8 @@ def _is_private(tensor: Tensor) -> bool:
 
 def _take_over(tensor: Tensor, other: Tensor) -> None:
     if tensor.requires_grad and tensor.shape == other.shape:
-        # set_ would make autograd forget the node that accumulates the gradient, to which DistributedDataParallel listens
+        # set_ would make autograd forget the node that accumulates the gradient, and DistributedDataParallel listens
+        # to that one.
         tensor.data = other
         torch.autograd.graph.increment_version(tensor)
     else:
