@@ -82,7 +82,7 @@ def train(config: TrainConfig, dataset: Any, factor: float, batches: int) -> lis
     momentum = esl.GROW_RULES["momentum"]
     assert isinstance(momentum, GradientRule)
     rule = replace(momentum, candidates=factor)
-    model, loss, optimizer, scheduler, _ = build(replace(config, structure="static"), dataset, batches)
+    model, _, loss, optimizer, scheduler, _ = build(replace(config, structure="static"), dataset, batches)
     layer, *_ = esl.rewire.sparse_layers(model).values()
     dense = DenseMomentum(layer, rule)
     rows: list[dict] = []

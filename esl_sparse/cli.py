@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import warnings
 from collections.abc import Sequence
@@ -41,6 +42,8 @@ def _fail(sentence: str, code: int = 1) -> int:
 
 
 def _warn(message: Warning | str, *_: object, **__: object) -> None:
+    if os.environ.get("RANK", "0") != "0":  # torchrun's; every process would say the same
+        return
     print(f"esl-sparse: warning: {message}", file=sys.stderr)
 
 

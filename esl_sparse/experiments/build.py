@@ -28,10 +28,12 @@ from ..rewire.distribution import DISTRIBUTIONS
 from ..rewire.evolver import Evolver
 from .config import TrainConfig
 from .masked import MaskedLinear, MaskRewirer, mask_layers
+from .processes import ALONE, Processes
 
 
 class Parts(NamedTuple):
     model: nn.Module
+    network: nn.Module  # what is trained: the model, or what averages its gradients over processes
     loss: nn.Module
     optimizer: torch.optim.Optimizer
     scheduler: LRScheduler
@@ -63,7 +65,7 @@ class SingleSpikeLoss(nn.Module):
         return loss
 
 
-def build(config: TrainConfig, dataset: Dataset, total_steps: int) -> Parts:
+def build(config: TrainConfig, dataset: Dataset, total_steps: int, processes: Processes = ALONE) -> Parts:
     """Seeds torch's global generator: the parts depend on the configuration alone.
 
     Raises:
@@ -72,7 +74,8 @@ def build(config: TrainConfig, dataset: Dataset, total_steps: int) -> Parts:
     torch.manual_seed(config.seed)
     generator = torch.Generator().manual_seed(config.seed)
     make: Any = {"mlp": _perceptron, "single-spike": _single_spike}.get(config.model, _convolutional)
-    model = make(config, dataset, generator)
+    model = make(config, dataset, generator).to(processes.device)
+    network = processes.wrap(model)
     optimizer = _optimizer(config, model)
     if config.schedule == "cosine":
         scheduler: LRScheduler = CosineAnnealingLR(optimizer, total_steps)
@@ -82,10 +85,11 @@ def build(config: TrainConfig, dataset: Dataset, total_steps: int) -> Parts:
         scheduler = ConstantLR(optimizer, factor=1.0)
     return Parts(
         model,
+        network,
         _loss(config, model),
         optimizer,
         scheduler,
-        _rewirer(config, model, optimizer, total_steps),
+        _rewirer(config, model, network, optimizer, total_steps),
     )
 
 
@@ -204,14 +208,18 @@ EXTRA_GROW_RULES: dict[str, Any] = {
 
 
 def _rewirer(
-    config: TrainConfig, model: nn.Module, optimizer: torch.optim.Optimizer, total_steps: int
+    config: TrainConfig,
+    model: nn.Module,
+    network: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    total_steps: int,
 ) -> Evolver | MaskRewirer | None:
     if not config.evolves:
         return None
     generator = torch.Generator().manual_seed(config.seed)
     t_end = round(config.t_end * total_steps)
     if config.structure == "deep_r":
-        return DeepR(model, optimizer, t_end=t_end, generator=generator)
+        return DeepR(network, optimizer, t_end=t_end, generator=generator)
     common: dict[str, Any] = {
         "prune": config.prune,
         "alpha": config.alpha,
@@ -222,7 +230,7 @@ def _rewirer(
     if config.structure == "mask":
         return MaskRewirer(model, optimizer, grow=config.grow, **common)
     return Rewirer(
-        model,
+        network,
         optimizer,
         grow=EXTRA_GROW_RULES.get(config.grow, config.grow),
         t_start=round(config.t_start * total_steps),

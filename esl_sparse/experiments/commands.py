@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from fnmatch import fnmatchcase
 from functools import partial
@@ -28,6 +30,7 @@ from .display import RunProgress, TrainDisplay, comparison, demo_card, progress_
 from .html_report import read_runs, write_report
 from .options import AT_LEAST_1, EXISTING, FOLDER, config_options, flag, machine_options, preset_option
 from .plots import plot_run
+from .processes import LostProcessError, Processes, join_processes
 from .protocol import CONVOLUTIONAL, SUITES, run_protocol, write_tables
 from .reproduce import EXPERIMENTS, Scale
 from .reproduce import reproduce as run_experiment
@@ -58,6 +61,13 @@ def cli(ctx: click.Context) -> None:
 @click.option(
     "--checkpoint-every", type=AT_LEAST_1, default=1, show_default=True, help="Epochs between checkpoints."
 )
+@click.option(
+    "--device",
+    type=click.Choice(("cpu", "cuda")),
+    default="cpu",
+    show_default=True,
+    help="Where to train; under torchrun, one CUDA device for each process.",
+)
 @click.pass_context
 def train(
     ctx: click.Context,
@@ -66,26 +76,47 @@ def train(
     run_dir: Path | None,
     resume: Path | None,
     checkpoint_every: int,
+    device: str,
     **options: Any,
 ) -> None:
-    """Train a spiking network; everything about the run goes into one folder."""
+    """Train a spiking network; everything about the run goes into one folder.
+
+    On several processes: torchrun --nproc-per-node N -m esl_sparse train ... Each takes its share of every batch.
+    """
     set_threads(threads)
-    with stop_requests() as should_stop:
+    with stop_requests() as should_stop, _joined(device) as processes:
         if resume:
             _refuse_changes(ctx, {*options, "run_dir", "preset"})
-            trainer = _resumed(resume, data_dir, checkpoint_every)
+            trainer = _resumed(resume, data_dir, checkpoint_every, processes)
         else:
-            trainer = _new(options, data_dir, run_dir, checkpoint_every)
+            trainer = _new(options, data_dir, run_dir, checkpoint_every, processes)
         try:
             result = trainer.fit(should_stop)
         except Interrupted:
-            click.echo(
-                f"Interrupted after iteration {trainer.iteration:,} of {trainer.total_steps:,}; continue:\n"
-                f"  esl-sparse train --resume {trainer.folder}"
-            )
+            if processes.first:
+                click.echo(
+                    f"Interrupted after iteration {trainer.iteration:,} of {trainer.total_steps:,}; continue:\n"
+                    f"  esl-sparse train --resume {trainer.folder}"
+                )
             ctx.exit(INTERRUPTED)
-    console.print(result_card(trainer.config, result))
-    click.echo(f"Run folder: {trainer.folder}")
+        if processes.first:
+            console.print(result_card(trainer.config, result))
+            click.echo(f"Run folder: {trainer.folder}")
+
+
+@contextmanager
+def _joined(device: str) -> Iterator[Processes]:
+    try:
+        with join_processes(device) as processes:
+            yield processes
+    except LostProcessError as error:
+        raise RunError(
+            f"{error}; its last checkpoint stands: --resume continues, also with fewer processes."
+        ) from error
+    except ValueError as error:
+        if str(error).startswith("device:"):
+            raise click.UsageError(str(error)) from None
+        raise
 
 
 @cli.command()
@@ -316,51 +347,61 @@ def _config(options: dict[str, Any]) -> TrainConfig:
 
 
 def _new(
-    options: dict[str, Any], data_dir: Path | None, run_dir: Path | None, checkpoint_every: int
+    options: dict[str, Any],
+    data_dir: Path | None,
+    run_dir: Path | None,
+    checkpoint_every: int,
+    processes: Processes,
 ) -> Trainer:
     config = _config(options)
-    dataset = load_or_digits(config, data_dir)
+    with processes.first_alone():
+        dataset = load_or_digits(config, data_dir)
     config = replace(config, data=dataset.name)
-    folder = run_dir or Path("runs") / f"{time.strftime('%Y%m%d-%H%M%S')}-{config.slug}"
-    if (folder / "config.json").exists():
+    start = time.strftime("%Y%m%d-%H%M%S", time.localtime(processes.of_first(int(time.time()))))
+    folder = run_dir or Path("runs") / f"{start}-{config.slug}"
+    if processes.first and (folder / "config.json").exists():
         raise RunError(f"{folder} already holds a run: choose another folder, or --resume {folder}.")
-    return _trainer(config, dataset, folder, checkpoint_every)
+    return _trainer(config, dataset, folder, checkpoint_every, processes)
 
 
-def _resumed(path: Path, data_dir: Path | None, checkpoint_every: int) -> Trainer:
+def _resumed(path: Path, data_dir: Path | None, checkpoint_every: int, processes: Processes) -> Trainer:
     checkpoint = path / CHECKPOINT if path.is_dir() else path
     folder = checkpoint.parent
     if (folder / "result.json").exists():
         raise RunError(f"{folder} holds a finished run: see it with esl-sparse report {folder}.")
     if path.is_dir() and not checkpoint.exists() and (folder / "config.json").exists():
-        return _started_again(folder, data_dir, checkpoint_every)
+        return _started_again(folder, data_dir, checkpoint_every, processes)
     state = load_checkpoint(checkpoint)
     if "progress" not in state:
         raise RunError(f"{checkpoint} holds a model, but no run to continue.")
     try:
         config = config_of(state)
         dataset = load(config.data, data_dir, **config.data_options)
-        trainer = _trainer(config, dataset, folder, checkpoint_every)
+        trainer = _trainer(config, dataset, folder, checkpoint_every, processes)
         trainer.resume(state)
     except CheckpointError as error:
         raise CheckpointError(f"{checkpoint}: {error}") from error
     return trainer
 
 
-def _started_again(folder: Path, data_dir: Path | None, checkpoint_every: int) -> Trainer:
+def _started_again(
+    folder: Path, data_dir: Path | None, checkpoint_every: int, processes: Processes
+) -> Trainer:
     """A run that was killed before its first checkpoint."""
     try:
         config = TrainConfig.from_dict(json.loads((folder / "config.json").read_text()))
     except (TypeError, ValueError) as error:
         raise RunError(f"{folder / 'config.json'} cannot be read: {error}.") from None
     dataset = load(config.data, data_dir, **config.data_options)
-    return _trainer(config, dataset, folder, checkpoint_every)
+    return _trainer(config, dataset, folder, checkpoint_every, processes)
 
 
-def _trainer(config: TrainConfig, dataset: Dataset, folder: Path, checkpoint_every: int) -> Trainer:
-    observers = [RunFolder(folder, config), TrainDisplay(console)]
+def _trainer(
+    config: TrainConfig, dataset: Dataset, folder: Path, checkpoint_every: int, processes: Processes
+) -> Trainer:
+    observers = [RunFolder(folder, config), TrainDisplay(console)] if processes.first else []
     try:
-        return Trainer(config, dataset, folder, observers, checkpoint_every)
+        return Trainer(config, dataset, folder, observers, checkpoint_every, processes)
     except (TypeError, ValueError) as error:
         raise click.UsageError(str(error)) from None
 

@@ -18,6 +18,7 @@ from ..rewire import RewireReport
 from .build import build
 from .config import TrainConfig
 from .layers import FiringRates, active_weights, densities, total_weights, weight_layers, weight_state
+from .processes import ALONE, Processes
 from .records import EpochRecord, EpochSums, Progress, RewireRecord, StepRecord, TrainResult
 
 CHECKPOINT = "checkpoint.pt"
@@ -53,6 +54,8 @@ class Trainer:
 
     Everything random comes from the seed: the same configuration gives the same weights, and a run resumed
     from a checkpoint continues with the same batches to the same bits.
+
+    Of several `processes` each trains on its share of the same batches; the first one writes the files.
     """
 
     def __init__(
@@ -62,18 +65,19 @@ class Trainer:
         folder: Path,
         observers: Sequence[Observer] = (),
         checkpoint_every: int = 1,
+        processes: Processes = ALONE,
     ) -> None:
         self.config = config
         self.dataset = dataset
         self.folder = folder
         self.observers = observers
         self.checkpoint_every = checkpoint_every
+        self.processes = processes
         self.train, self.val = dataset.split_validation(seed=config.seed)
         self.steps_per_epoch = -(-len(self.train) // config.batch_size)
         self.total_steps = config.epochs * self.steps_per_epoch
-        self.model, self.loss, self.optimizer, self.scheduler, self.rewirer = build(
-            config, dataset, self.total_steps
-        )
+        parts = build(config, dataset, self.total_steps, processes)
+        self.model, self._network, self.loss, self.optimizer, self.scheduler, self.rewirer = parts
         self.rates = FiringRates(self.model)
         self.progress = Progress(r_s=densities(self.model))
         self._augment = augment(config.augment)
@@ -123,8 +127,7 @@ class Trainer:
         self.model.train()
         order = self._order(self.progress.epoch)
         for index in order.split(self.config.batch_size)[self.progress.step_in_epoch :]:
-            self._step(index)
-            if should_stop():
+            if self._step(index, should_stop):
                 self.save()
                 raise Interrupted
 
@@ -133,30 +136,48 @@ class Trainer:
         generator = torch.Generator().manual_seed(self.config.seed * 1_000_003 + epoch)
         return torch.randperm(len(self.train), generator=generator)
 
-    def _step(self, index: Tensor) -> None:
+    def _step(self, index: Tensor, should_stop: Callable[[], bool]) -> bool:
+        """One iteration; whether it is to be the last one, which all processes learn."""
         start = time.perf_counter()
+        index, weight = self.processes.share(index)
         images, labels = self.train[index]
-        images = self._augment(images, self._augment_generator)
+        if self.processes.size > 1:  # nothing to save that would be one process's alone
+            self._augment_generator.manual_seed(hash((self.config.seed, self.iteration, self.processes.rank)))
+        images, labels = self._placed(self._augment(images, self._augment_generator), labels)
         lr = self.lr
         self.optimizer.zero_grad()
-        outputs = self.model(images)
+        outputs = self._network(images)
         loss = self.loss(outputs, labels)
-        loss.backward()
+        (loss if weight == 1 else weight * loss).backward()
         self.optimizer.step()
         self.scheduler.step()
         report = self.rewirer.step() if self.rewirer else None
         self.progress.step_in_epoch += 1
 
         correct = int((outputs.detach().mean(0).argmax(1) == labels).sum())
-        rates = self.rates.last
-        self.progress.sums.add(loss.item(), correct, len(labels), time.perf_counter() - start, rates)
+        n = len(labels) if weight else 0
+        parts = (
+            should_stop(),
+            n,
+            loss.item() * n,
+            correct * n / len(labels),
+            *(r * n for r in self.rates.last.values()),
+        )
+        stop, samples, total_loss, total_correct, *fired = self.processes.sums(parts)
+        rates = {name: rate / samples for name, rate in zip(self.rates.last, fired, strict=True)}
+        mean_loss, correct, samples = total_loss / samples, round(total_correct), round(samples)
+        self.progress.sums.add(mean_loss, correct, samples, time.perf_counter() - start, rates)
         record = StepRecord(
-            self.iteration, loss.item(), correct / len(labels), sum(rates.values()) / len(rates), lr
+            self.iteration, mean_loss, correct / samples, sum(rates.values()) / len(rates), lr
         )
         for observer in self.observers:
             observer.step(record)
         if report is not None:
             self._rewired(report)
+        return stop > 0
+
+    def _placed(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        return images.to(self.processes.device), labels.to(self.processes.device)
 
     def _rewired(self, report: RewireReport) -> None:
         self.progress.updates += 1
@@ -169,6 +190,7 @@ class Trainer:
             observer.rewired(records)
 
     def _finish_epoch(self) -> None:
+        self.processes.share_statistics(self.model)
         val_loss, val_accuracy = self.evaluate(self.val)
         progress, sums = self.progress, self.progress.sums
         progress.epoch, progress.step_in_epoch, progress.sums = progress.epoch + 1, 0, EpochSums()
@@ -192,7 +214,7 @@ class Trainer:
         if val_accuracy > progress.best_accuracy:
             progress.best_accuracy, progress.best_epoch = val_accuracy, progress.epoch
             best = {"config": self.config.to_dict(), "model": self.model.state_dict()}
-            save_checkpoint(self.folder / BEST, best)
+            self._write(BEST, best)
         for observer in self.observers:
             observer.epoch_done(record)
         if progress.epoch % self.checkpoint_every == 0 or progress.epoch == self.config.epochs:
@@ -203,11 +225,14 @@ class Trainer:
         """Mean loss and top-1 accuracy."""
         self.model.eval()
         loss, correct = 0.0, 0
-        for images, labels in split.batches(2 * self.config.batch_size):  # nothing is kept for backward
+        own = split.subset(torch.arange(self.processes.rank, len(split), self.processes.size))
+        for samples in own.batches(2 * self.config.batch_size):  # nothing is kept for backward
+            images, labels = self._placed(*samples)
             outputs = self.model(images)
             loss += self.loss(outputs, labels).item() * len(labels)
             correct += int((outputs.mean(0).argmax(1) == labels).sum())
-        return loss / len(split), correct / len(split)
+        loss, all_correct = self.processes.sums([loss, correct])
+        return loss / len(split), round(all_correct) / len(split)
 
     def _test(self) -> TrainResult:
         progress = self.progress
@@ -238,7 +263,12 @@ class Trainer:
             **({"augment_rng": self._augment_generator.get_state()} if self._augments else {}),
             **{name: part.state_dict() for name, part in self._parts().items()},
         }
-        save_checkpoint(self.folder / CHECKPOINT, state)
+        self._write(CHECKPOINT, state)
+
+    def _write(self, name: str, state: Mapping[str, Any]) -> None:
+        if self.processes.first:
+            save_checkpoint(self.folder / name, state)
+        self.processes.wait()
 
     def resume(self, state: Mapping[str, Any]) -> None:
         """Continue where `save` left off; `state` is what `load_checkpoint` read.

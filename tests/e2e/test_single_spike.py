@@ -46,7 +46,9 @@ def test_same_bits_after_an_interrupt(tmp_path):
 
 
 def test_parts():
-    model, loss, optimizer, scheduler, _ = build(replace(SMALL, z_scale=3.0), load("digits"), total_steps=50)
+    model, _, loss, optimizer, scheduler, _ = build(
+        replace(SMALL, z_scale=3.0), load("digits"), total_steps=50
+    )
     x, y = load("digits").train[torch.arange(64)]
     outputs = model(x)
     assert outputs.shape == (1, 64, 10)
