@@ -142,6 +142,8 @@ class SpikingBlock(nn.Module):
             if current.of_batch:
                 H, W, _ = current.shape
                 track(norm, found, T * B * H * W)
+        if self.training:
+            lif.silence.hear(lif, spikes)
         return spikes if pool > 1 else self._pooled(spikes)
 
     def _fused_pool(self) -> int:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from ..ops.lif import SURROGATES, lif
+from .silence import Silence
 
 
 class LIF(nn.Module):
@@ -26,6 +27,8 @@ class LIF(nn.Module):
         time_dim: which dimension of x is time (``step_mode="m"``).
         step_mode: ``"m"``: x holds all T steps and every call starts anew; ``"s"``: x is one step and the potential
             is kept in ``self.v`` until :func:`esl_sparse.reset`.
+
+    In training, a layer that has not fired in 100 calls warns once, by its name in the model.
     """
 
     v: Tensor | None
@@ -68,6 +71,7 @@ class LIF(nn.Module):
         self._tau = tau
         self.tau_logit = nn.Parameter(torch.tensor(math.log(tau / (1 - tau)))) if learn_tau else None
         self.v = None
+        self.silence = Silence()
 
     @property
     def tau(self) -> float | Tensor:
@@ -94,6 +98,8 @@ class LIF(nn.Module):
             self.detach_reset,
             want_v=single or return_v,
         )
+        if self.training:
+            self.silence.hear(self, spikes)
         if single:
             self.v = last
         spikes = spikes.squeeze(0) if single else spikes.movedim(0, self.time_dim)

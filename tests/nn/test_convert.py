@@ -5,7 +5,6 @@ from itertools import pairwise
 import pytest
 import torch
 from torch import nn
-from torch.nn.utils import prune
 
 import esl_sparse as esl
 from esl_sparse.rewire import erk
@@ -147,12 +146,6 @@ def test_what_cannot_be_sparse_is_left_dense_and_says_why():
     assert reasons["hooked"] == "it has hooks, which would be lost"
     assert reasons["sparse"] == "sparse already"
     assert "norm" not in reasons and not any(layer.converted for layer in report.layers)
-
-
-def test_pruned_by_torch_is_left_dense():
-    model = nn.Sequential(nn.Linear(8, 8))
-    prune.l1_unstructured(model[0], "weight", 0.5)
-    assert rows(esl.sparsify(model, 0.2))["0"].reason == "its weight is computed from other parameters"
 
 
 def test_a_shared_module_stays_shared():
