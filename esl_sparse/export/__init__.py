@@ -1,0 +1,5 @@
+"""Trained networks for other tools."""
+
+from .nir import to_nir
+
+__all__ = ["to_nir"]
