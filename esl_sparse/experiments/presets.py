@@ -75,5 +75,5 @@ PRESETS: dict[str, dict[str, Any]] = {
         "epochs": 4,
         "interval": 80,
     },
-    "dvs-fashion-convnet": {**_SMALL, "data": "dvs-fashion-mnist", "epochs": 10, "interval": 200},
+    "dvs-fashion-convnet": {**_SMALL, "data": "dvs-fashion-mnist", "epochs": 5, "interval": 100},
 }
