@@ -6,6 +6,7 @@
 
 #include "esl/parallel.h"
 #include "esl/simd.h"
+#include "esl/temporal_groups.h"
 #include "esl/tiles.h"
 
 namespace esl::ESL_ISA {
@@ -20,17 +21,6 @@ int64_t blocks(const BlockSparse& w) { return w.crow[row_blocks(w)]; }
 struct Event {
   uint32_t z, input;  // the bits of a positive float are ordered as the float is
 };
-
-inline float value(uint32_t bits) {
-  float x;
-  std::memcpy(&x, &bits, 4);
-  return x;
-}
-inline uint32_t bits_of(float x) {
-  uint32_t bits;
-  std::memcpy(&bits, &x, 4);
-  return bits;
-}
 
 // By z, equal ones in their order; returns the sorted of the two buffers.
 Event* sort(Event* events, Event* other, int64_t n) {
@@ -72,10 +62,6 @@ struct State {
   }
 };
 
-// Has the potential, weight - moment / z, passed 1 before z? Once true for a z it is for all later ones, so that sums
-// may stay as they are: no flag is needed.
-inline bool fired(double weight, double moment, double z) { return weight > 1 && moment < z * (weight - 1); }
-
 // One input to the BM neurons of a block.
 template <int BM>
 inline void touch(const float* w, int64_t bm, float z, double* weight, double* moment, float* last) {
@@ -116,7 +102,7 @@ int64_t forward(const TemporalForward& p, const float* values, const State& s, i
   for (int64_t r = 0; r < rows; ++r) s.weight[r] = s.moment[r] = 0, s.last[r] = 0;
   int64_t done = 0;
   for (; done < n; ++done) {
-    const float z = value(events[done].z);
+    const float z = float_of(events[done].z);
     if (done % kCheck == 0 && done) {
       int64_t left = 0;
       for (int64_t r = 0; r < w.rows; ++r) left += !fired(s.weight[r], s.moment[r], z);
@@ -128,15 +114,7 @@ int64_t forward(const TemporalForward& p, const float* values, const State& s, i
       touch<BM>(values + (q * w.bn + inside) * w.bm, w.bm, z, s.weight + row, s.moment + row, s.last + row);
     }
   }
-  for (int64_t r = 0; r < w.rows; ++r) {
-    const double slope = s.weight[r] - 1;
-    const auto z = static_cast<float>(s.moment[r] / (slope > 0 ? slope : 1));
-    // After the latest causal input, so that backward can tell causal inputs by their times.
-    const float least = value(bits_of(s.last[r]) + 1), time = z > least ? z : least;
-    const bool spikes = slope > 0 && time <= 3.40282347e38f;
-    p.z_out[sample * w.rows + r] = spikes ? time : __builtin_inff();
-    p.slope[sample * w.rows + r] = spikes ? static_cast<float>(slope) : 0.f;
-  }
+  for (int64_t r = 0; r < w.rows; ++r) answer(p, sample * w.rows + r, s.weight[r], s.moment[r], s.last[r]);
   return done;
 }
 
@@ -243,11 +221,17 @@ void grad_inputs(const TemporalBackward& p, const Lanes16& l, int threads) {
 }  // namespace
 
 int64_t temporal_forward_scratch(const TemporalForward& p) {
-  return align64(blocks(p.w) * p.w.bm * p.w.bn * 4) + forward_threads(p) * State::bytes(p.w) + 64;
+  const int64_t events = align64(blocks(p.w) * p.w.bm * p.w.bn * 4) + forward_threads(p) * State::bytes(p.w);
+  return max(events, Groups::bytes(p.w, p.samples)) + 64;
 }
 
 int64_t temporal_forward(const TemporalForward& p) {
   const int threads = forward_threads(p);
+  if (const SpikeTimes times(p.z, p.samples * p.w.cols); times.count >= 0) {
+    const int64_t visits = forward_groups(p, times, static_cast<char*>(p.scratch), threads);
+    if (p.visits) *p.visits = visits;
+    return 0;
+  }
   auto* const values = static_cast<float*>(p.scratch);
   char* const states = static_cast<char*>(p.scratch) + align64(blocks(p.w) * p.w.bm * p.w.bn * 4);
   by_columns(p.w, values, threads);

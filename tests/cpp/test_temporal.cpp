@@ -36,7 +36,7 @@ Solution solve(const float* z, const double* w, size_t n) {
   return s;
 }
 
-void check(int64_t rows, int64_t cols, int64_t bm, int64_t bn, int64_t N, double density, bool binary, int threads) {
+void check(int64_t rows, int64_t cols, int64_t bm, int64_t bn, int64_t N, double density, int times, int threads) {
   Random random{static_cast<uint64_t>(rows * 31 + cols * 17 + bm * 5 + bn + N)};
   Weight w(random, rows, cols, bm, bn, density);
   w.each([&](size_t p, int64_t r, int64_t c) {
@@ -44,7 +44,8 @@ void check(int64_t rows, int64_t cols, int64_t bm, int64_t bn, int64_t N, double
   });
   std::vector<float> z(static_cast<size_t>(N * cols)), grad = random.reals(N * rows);
   for (float& one : z) {
-    const float time = binary ? (random.uniform() < 0.5 ? 1.f : 6.f) : static_cast<float>(1 + 5 * random.uniform());
+    const double at = 1 + 5 * random.uniform();
+    const auto time = static_cast<float>(times ? 1 + std::floor((at - 1) / 5 * times) / times * 5 : at);
     one = random.uniform() < 0.1 ? std::numeric_limits<float>::infinity() : time;
   }
   std::vector<float> z_out = poison(N * rows), slope = poison(N * rows);
@@ -96,10 +97,12 @@ void check(int64_t rows, int64_t cols, int64_t bm, int64_t bn, int64_t N, double
 void run() {
   for (const int64_t bm : {1, 2, 4, 8})
     for (const int64_t bn : {1, 2, 4, 16})
-      for (const bool binary : {false, true}) check(13, 41, bm, bn, 5, 0.5, binary, 1);
-  check(40, 300, 4, 4, 33, 0.2, false, 3);
-  check(40, 300, 1, 1, 17, 0.1, true, 3);
-  check(1, 1, 1, 1, 1, 1.0, false, 1);
-  check(9, 10, 4, 4, 0, 0.5, false, 2);
-  check(9, 10, 4, 4, 3, 0.0, false, 2);
+      for (const int times : {0, 2}) check(13, 41, bm, bn, 5, 0.5, times, 1);
+  check(40, 300, 4, 4, 33, 0.2, 0, 3);
+  check(40, 300, 1, 1, 17, 0.1, 2, 3);
+  for (const int times : {1, 8, 9}) check(14, 50, 2, 4, 70, 0.3, times, 2);  // tiles of 64 samples
+  check(6, 30, 1, 1, 1100, 0.4, 3, 2);                                       // more than one round of tiles
+  check(1, 1, 1, 1, 1, 1.0, 0, 1);
+  check(9, 10, 4, 4, 0, 0.5, 0, 2);
+  check(9, 10, 4, 4, 3, 0.0, 0, 2);
 }

@@ -28,7 +28,7 @@ class Case(NamedTuple):
     density: float = 0.5
     mean: float = 0.2  # of the weights
     silent: float = 0.1  # share of inputs without a spike
-    binary: bool = False  # only two times
+    times: int = 0  # how many different ones; 0: each its own
     stripes: bool = False
 
 
@@ -42,8 +42,14 @@ CASES = {
     "4x4-overhang": Case(13, 38, (4, 4), N=3),
     "8x2": Case(21, 30, (8, 2)),
     "16x16": Case(40, 50, (16, 16), N=18),
-    "binary": Case(20, 60, (4, 4), N=12, binary=True, mean=0.1),
-    "binary-1x1": Case(20, 60, (1, 1), N=12, binary=True, mean=0.1, silent=0.0),
+    "binary": Case(20, 60, (4, 4), N=12, times=2, mean=0.1),
+    "binary-1x1": Case(20, 60, (1, 1), N=12, times=2, mean=0.1, silent=0.0),
+    "times-8": Case(20, 60, (2, 2), N=70, times=8, mean=0.1),
+    "times-8-1x1": Case(20, 60, (1, 1), N=64, times=8, mean=0.1),
+    "times-8-overhang": Case(19, 45, (8, 4), N=65, times=8, mean=0.1),
+    "times-9": Case(20, 60, (2, 2), N=70, times=9, mean=0.1),  # one too many for the kernel of few times
+    "time-1": Case(20, 60, (1, 1), N=7, times=1, mean=0.1),
+    "times-3-strong": Case(12, 80, (2, 2), times=3, mean=0.9),
     "weak": Case(12, 20, (2, 2), mean=0.02),  # most never fire
     "strong": Case(12, 80, (2, 2), mean=0.9),  # all fire soon
     "one-input": Case(9, 1, (4, 1), density=1.0, mean=1.5),
@@ -74,8 +80,8 @@ class Problem:
         self.overhang = oracle.blocks(np.ones_like(weight), self.ids, case.block) == 0
         values[self.overhang] = np.nan
         times = (
-            rng.choice([0.0, np.log(6)], (case.N, case.cols))
-            if case.binary
+            rng.choice(np.linspace(0, np.log(6), case.times), (case.N, case.cols))
+            if case.times
             else rng.random((case.N, case.cols)) * 2
         )
         z = np.exp(times).astype(np.float32)
