@@ -110,7 +110,7 @@ class Arena:
 
 
 class Lease:
-    """What :meth:`Arena.borrow` returns; a class because kernels of microseconds borrow too."""
+    """What ``Arena.borrow`` returns; a class because kernels of microseconds borrow too."""
 
     __slots__ = ("_arena", "_buffer", "_dtype", "_shape")
 

@@ -72,7 +72,7 @@ class PackedSpikes:
         return self.carrier.dtype
 
     def unpack(self) -> Tensor:
-        """The spikes as a float tensor of :attr:`shape`, differentiable."""
+        """The spikes as a float tensor of ``shape``, differentiable."""
         from .ops.pack import unpack
 
         return unpack(self)

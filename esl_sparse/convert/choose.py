@@ -117,7 +117,7 @@ def reasons_to_leave(
 
 
 def is_pruned(module: nn.Module) -> bool:
-    """Whether :mod:`torch.nn.utils.prune` masks the module's weight."""
+    """Whether ``torch.nn.utils.prune`` masks the module's weight."""
     return "weight_orig" in module._parameters and "weight_mask" in module._buffers
 
 

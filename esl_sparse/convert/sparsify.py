@@ -53,10 +53,10 @@ def sparsify(
             these names, in either step mode. Biases stay the same parameters.
         density: active over all weights of the layers that have no density or mask of their own; blocks are counted
             exactly. Layers that the distribution makes dense count too.
-        block_size: as for :class:`~esl_sparse.nn.SparseLinear`.
+        block_size: as for ``SparseLinear``.
         distribution: how the density is shared out: ``"erk"``, ``"erdos_renyi"`` (paper Eq. 1), ``"uniform"``
             or a function ``(shapes, density) -> densities``. A layer that gets density 1 stays dense, unless it is
-            the convolution of a :class:`~esl_sparse.nn.SpikingBlock`, which works on bits only with blocks.
+            the convolution of a ``SpikingBlock``, which works on bits only with blocks.
         init: ``"scratch"``: random topology, fresh weights and biases scaled by the sparse fan-in;
             ``"magnitude"``: each layer keeps its blocks of largest mean |w|, and its bias.
         exclude: what to leave as it is: names of layers or of modules that hold layers, patterns of names
@@ -68,7 +68,7 @@ def sparsify(
             ``block_size``: ``{"features.*": {"block_size": 8}, "fc": 0.5}``. Where several fit, the last one decides.
         masks: for some layers (by name, or by the name of their weight) a bool tensor of the weight's shape: the blocks
             that it touches become the topology, in place of a density. With ``init="magnitude"`` the weights that it
-            keeps stay, and the others of these blocks start at 0. Layers that :mod:`torch.nn.utils.prune` has masked
+            keeps stay, and the others of these blocks start at 0. Layers that ``torch.nn.utils.prune`` has masked
             bring their own masks.
 
     Raises:
@@ -138,7 +138,7 @@ def sparsify(
 
 @torch.no_grad()
 def densify(model: nn.Module) -> None:
-    """Undo :func:`sparsify` in place: every block-sparse layer becomes the dense layer of the same map.
+    """Undo ``sparsify`` in place: every block-sparse layer becomes the dense layer of the same map.
 
     A layer of SpikingJelly's becomes one again, in the step mode that it had.
 

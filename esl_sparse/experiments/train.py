@@ -157,13 +157,12 @@ class Trainer:
         correct = int((outputs.detach().mean(0).argmax(1) == labels).sum())
         n = len(labels) if weight else 0
         parts = (
-            should_stop(),
             n,
             loss.item() * n,
             correct * n / len(labels),
             *(r * n for r in self.rates.last.values()),
         )
-        stop, samples, total_loss, total_correct, *fired = self.processes.sums(parts)
+        samples, total_loss, total_correct, *fired = self.processes.sums(parts)
         rates = {name: rate / samples for name, rate in zip(self.rates.last, fired, strict=True)}
         mean_loss, correct, samples = total_loss / samples, round(total_correct), round(samples)
         self.progress.sums.add(mean_loss, correct, samples, time.perf_counter() - start, rates)
@@ -174,6 +173,7 @@ class Trainer:
             observer.step(record)
         if report is not None:
             self._rewired(report)
+        (stop,) = self.processes.sums([should_stop()])  # asked last: who is asked may save
         return stop > 0
 
     def _placed(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,4 +1,4 @@
-"""Spiking networks to train and to compare. All are dense; :func:`esl_sparse.sparsify` makes them block-sparse."""
+"""Spiking networks to train and to compare. All are dense; ``esl_sparse.sparsify`` makes them block-sparse."""
 
 from .mlp import SpikingMLP
 from .resnet19 import SpikingResNet, resnet19

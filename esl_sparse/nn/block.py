@@ -30,16 +30,16 @@ class SpikingBlock(nn.Module):
     neurons), the same modules run one after another on float tensors.
 
     Args:
-        conv_or_linear: :class:`SparseConv2d`, :class:`SparseLinear`, or torch's own.
+        conv_or_linear: ``SparseConv2d``, ``SparseLinear``, or torch's own.
         norm: ``nn.BatchNorm2d`` (``BatchNorm1d`` after a linear map) over time and batch together, or None.
-        lif: :class:`LIF` in step mode "m" over dimension 0.
+        lif: ``LIF`` in step mode "m" over dimension 0.
         pool: applied to the spikes, or None. A pooling layer of this library takes and gives bits, and an average of
             2x2 or 3x3 pixels without overlap, torch's too, is fused; any other module takes and gives a float tensor.
         shortcut: a convolution, or ``nn.Sequential(convolution, norm)``, applied to the residual; without it the
             residual is added as it is.
 
     Raises:
-        TypeError: lif is no :class:`LIF`.
+        TypeError: lif is no ``LIF``.
         ValueError: ``nn.SyncBatchNorm`` (its statistics would have to be reduced inside the fused operation; use
             ``nn.BatchNorm2d``), a LIF of another step mode, a shortcut of another length.
     """

@@ -264,13 +264,13 @@ _ARGUMENTS = """
             and one group.
         block_size: ``"auto"`` (4x4 on CPU, 16x16 on CUDA), an int or ``(bm, bn)``: powers of two from 1 to 128,
             clamped to the channels of a group.
-        input: what the input holds, as for :class:`SparseLinear`.
+        input: what the input holds, as for ``SparseLinear``.
         device, dtype: of the values and the bias.
         generator: source of the random topology and weights (CPU).
 
     Attributes:
         values: parameter ``[nnzb, bm, bn]``. bias: parameter ``[out_channels]`` or None.
-        topology: a :class:`~esl_sparse.BlockTopology` view of the index buffers.
+        topology: a ``BlockTopology`` view of the index buffers.
     """
 
 

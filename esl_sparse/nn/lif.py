@@ -26,7 +26,7 @@ class LIF(nn.Module):
         learn_tau: make the decay a parameter, ``tau = sigmoid(tau_logit)``, shared by the layer.
         time_dim: which dimension of x is time (``step_mode="m"``).
         step_mode: ``"m"``: x holds all T steps and every call starts anew; ``"s"``: x is one step and the potential
-            is kept in ``self.v`` until :func:`esl_sparse.reset`.
+            is kept in ``self.v`` until ``esl_sparse.reset``.
 
     In training, a layer that has not fired in 100 calls warns once, by its name in the model.
     """

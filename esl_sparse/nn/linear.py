@@ -31,7 +31,7 @@ class SparseLinear(BlockSparseLayer):
 
     Attributes:
         values: parameter ``[nnzb, bm, bn]``. bias: parameter ``[out_features]`` or None.
-        topology: a :class:`~esl_sparse.BlockTopology` view of the index buffers.
+        topology: a ``BlockTopology`` view of the index buffers.
     """
 
     _dense_type = nn.Linear
@@ -147,7 +147,7 @@ class SparseLinear(BlockSparseLayer):
     ) -> SparseLinear:
         """A layer with the blocks of a ``torch.sparse_bsr`` weight (copied, validated).
 
-        ``in_features`` and ``out_features`` undo the padding of :meth:`to_torch_bsr`; by default the weight's size.
+        ``in_features`` and ``out_features`` undo the padding of ``to_torch_bsr``; by default the weight's size.
         """
         if weight.layout != torch.sparse_bsr or weight.dim() != 2:
             raise TypeError(

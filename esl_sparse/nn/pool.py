@@ -16,9 +16,9 @@ def _merging_time(layer: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
 
 
 class AvgPool2d(nn.AvgPool2d):
-    """:class:`torch.nn.AvgPool2d` of ``[C, H, W]``, ``[N, C, H, W]``, ``[T, N, C, H, W]`` or PackedSpikes.
+    """``torch.nn.AvgPool2d`` of ``[C, H, W]``, ``[N, C, H, W]``, ``[T, N, C, H, W]`` or PackedSpikes.
 
-    Spikes stay packed; see :func:`esl_sparse.functional.avg_pool2d` for what they allow.
+    Spikes stay packed; see ``esl_sparse.functional.avg_pool2d`` for what they allow.
     """
 
     def forward(self, x: Tensor | PackedSpikes) -> Tensor | PackedSpikes:  # type: ignore[override]
@@ -36,7 +36,7 @@ class AvgPool2d(nn.AvgPool2d):
 
 
 class MaxPool2d(nn.MaxPool2d):
-    """:class:`torch.nn.MaxPool2d` of ``[C, H, W]``, ``[N, C, H, W]``, ``[T, N, C, H, W]`` or PackedSpikes.
+    """``torch.nn.MaxPool2d`` of ``[C, H, W]``, ``[N, C, H, W]``, ``[T, N, C, H, W]`` or PackedSpikes.
 
     Spikes stay packed. ``return_indices`` is torch's own affair: with neither time nor packed spikes.
     """
@@ -51,7 +51,7 @@ class MaxPool2d(nn.MaxPool2d):
 
 
 class AdaptiveAvgPool2d(nn.AdaptiveAvgPool2d):
-    """:class:`torch.nn.AdaptiveAvgPool2d` of ``[C, H, W]``, ``[N, C, H, W]``, ``[T, N, C, H, W]`` or PackedSpikes.
+    """``torch.nn.AdaptiveAvgPool2d`` of ``[C, H, W]``, ``[N, C, H, W]``, ``[T, N, C, H, W]`` or PackedSpikes.
 
     Size 1 makes a float tensor ``[T, N, C, 1, 1]`` of spikes; other sizes divide theirs, and spikes stay packed.
     """

@@ -8,13 +8,14 @@ import warnings
 import torch
 from torch import Tensor, nn
 
+from .._cuda import capturing
 from ..packed import PackedSpikes
 
 CALLS = 100
 
 
 class Silence:
-    """Warns once when a layer of neurons has been silent for :data:`CALLS` training calls in a row.
+    """Warns once when a layer of neurons has been silent for ``CALLS`` training calls in a row.
 
     A layer that fires is looked at in every hundredth call only: looking reads all spikes, on a GPU it waits for them.
     """
@@ -32,7 +33,7 @@ class Silence:
         if self._until_next > 0:
             return
         bits = spikes.words if isinstance(spikes, PackedSpikes) else spikes
-        if not bits.numel() or bits.is_meta or (bits.is_cuda and torch.cuda.is_current_stream_capturing()):
+        if not bits.numel() or bits.is_meta or capturing(bits.device):
             return
         if bool(bits.any()):
             self._until_next, self._silent = CALLS, 0

@@ -35,7 +35,7 @@ class BlockSparseLayer(nn.Module):
 
     Attributes:
         values: parameter ``[nnzb, bm, bn]``. bias: parameter ``[rows]`` or None.
-        topology: a :class:`~esl_sparse.BlockTopology` view of the index buffers.
+        topology: a ``BlockTopology`` view of the index buffers.
         block_size: ``(bm, bn)``.
     """
 
@@ -198,7 +198,7 @@ class BlockSparseLayer(nn.Module):
         raise NotImplementedError
 
     def block_scores(self, calls: Sequence[Any]) -> Iterator[tuple[int, Tensor]]:
-        """Mean |gradient| of all blocks, from :meth:`gradient_at`, some rows of blocks at a time."""
+        """Mean |gradient| of all blocks, from ``gradient_at``, some rows of blocks at a time."""
         lay = self._layout
         row_bytes = max(1, lay.col_blocks * lay.bm * lay.bn * 4)
         strip = max(1, min(_SCORE_BYTES, self.values.nbytes) // row_bytes)

@@ -35,18 +35,18 @@ class _Call(NamedTuple):
 class TemporalLinear(BlockSparseLayer):
     """Neurons that integrate without leak and fire once, connected by active blocks only (paper, Eq. 3 to 5).
 
-    A neuron fires only if weights of more than 1 in sum arrive: :meth:`weight_sum_cost` drives it there.
+    A neuron fires only if weights of more than 1 in sum arrive: ``weight_sum_cost`` drives it there.
 
     Args:
         in_features, out_features: sizes.
         density: fraction of the blocks that exist; 1: a dense layer.
-        block_size: as in :class:`SparseLinear`.
+        block_size: as in ``SparseLinear``.
         device, dtype: of the values: float32, or float64 by the definition alone.
         generator: source of the random topology and weights (CPU).
 
     Attributes:
         values: parameter ``[nnzb, bm, bn]``. There is no bias: time has no origin.
-        topology: a :class:`~esl_sparse.BlockTopology` view of the index buffers.
+        topology: a ``BlockTopology`` view of the index buffers.
 
     Shape:
         z ``[..., in_features]`` to z ``[..., out_features]``.
@@ -79,7 +79,7 @@ class TemporalLinear(BlockSparseLayer):
         generator: torch.Generator | None = None,
     ) -> None:
         """Draw fresh values. ``"temporal"``: U(0, 8 / fan_in) with the *sparse* fan-in, so that weights sum to 4 and
-        neurons fire; else as :meth:`SparseLinear.reset_parameters`."""
+        neurons fire; else as ``SparseLinear.reset_parameters``."""
         if init != "temporal":
             return super().reset_parameters(init, generator)
 
@@ -167,7 +167,7 @@ class TemporalCrossEntropy(nn.Module):
     """The neuron of the right class is to fire first (paper, Eq. 6): cross-entropy of ``softmax(-scale * z)``.
 
     A neuron that never fires counts as one that fires very late, without a gradient; what makes it fire is
-    :meth:`TemporalLinear.weight_sum_cost`.
+    ``TemporalLinear.weight_sum_cost``.
 
     Args:
         scale: the larger, the smaller the lead that counts as certain. 1 is Eq. 6 for inputs that start at time 0.

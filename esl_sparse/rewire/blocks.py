@@ -63,7 +63,7 @@ class ActiveBlocks:
 
 @dataclass(frozen=True)
 class Candidates:
-    """What is known of the gradient of one layer's absent places, for a :class:`~.grow.GradientRule`.
+    """What is known of the gradient of one layer's absent places, for a ``GradientRule``.
 
     Attributes:
         ids: int64 ``[c]``, all different: the places followed, then those just pruned; each of the two sorted. No
@@ -105,7 +105,7 @@ class AbsentBlocks:
             included.
         seed: of the order among equal scores.
         generator: source of randomness.
-        candidates: for a :class:`~.grow.GradientRule`, what it has seen; None for other rules.
+        candidates: for a ``GradientRule``, what it has seen; None for other rules.
     """
 
     name: str
@@ -133,7 +133,7 @@ class AbsentBlocks:
         return ids[largest(score, ids, count, self.seed)]
 
     def ranked(self, score: Tensor, ids: Tensor) -> Tensor:
-        """Positions of all these ids by falling score; ties as in :meth:`largest`."""
+        """Positions of all these ids by falling score; ties as in ``largest``."""
         order = splitmix64(ids, self.seed).sort().indices
         return order[score[order].sort(descending=True, stable=True).indices]
 

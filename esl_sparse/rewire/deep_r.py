@@ -23,7 +23,7 @@ class DeepR(Evolver):
     ``-eta * l1 * sign + sqrt(2 * eta * temperature) * normal``. Every ``interval`` steps the connections whose
     weight has changed its sign are removed, and as many are grown, uniformly among all places without one, with
     weight 0 and a random sign. A block counts by the sum of its weights; with 1x1 blocks it is the connection.
-    What moves with a block, followers and the guarantees are those of :class:`Rewirer`; a removed place that is
+    What moves with a block, followers and the guarantees are those of ``Rewirer``; a removed place that is
     drawn again starts anew.
 
         deep_r = esl.DeepR(model, optimizer)
@@ -33,7 +33,7 @@ class DeepR(Evolver):
             deep_r.step()
 
     Args:
-        model, optimizer, followers, generator: as for :class:`Rewirer`.
+        model, optimizer, followers, generator: as for ``Rewirer``.
         l1: strength of the pull towards zero (alpha in the reference). temperature: of the walk.
         interval: iterations between replacements; 1 in the reference.
         t_end: the last iteration at which weights walk and connections change; None: there is no end.
@@ -65,7 +65,7 @@ class DeepR(Evolver):
         self._prepare()
 
     def step(self) -> RewireReport | None:
-        """Call after each ``optimizer.step()``; as :meth:`Rewirer.step`."""
+        """Call after each ``optimizer.step()``; as ``Rewirer.step``."""
         report = super().step()
         return report if report is not None and report.layers else None
 
@@ -124,7 +124,7 @@ class DeepR(Evolver):
     # Checkpoints
 
     def state_dict(self) -> dict[str, Any]:
-        """As :meth:`Rewirer.state_dict`, with the synapses' signs."""
+        """As ``Rewirer.state_dict``, with the synapses' signs."""
         return {**super().state_dict(), "signs": dict(self._signs)}
 
     def _load(self, state: Mapping[str, Any]) -> None:

@@ -43,7 +43,7 @@ def erk(
 ) -> list[float]:
     """Erdos-Renyi-kernel (Evci et al. 2020): ``p = epsilon * sum(dims) / prod(dims)``, at most 1.
 
-    Arguments as for :func:`erdos_renyi`, of which it is the form for convolutions; they agree on linear
+    Arguments as for ``erdos_renyi``, of which it is the form for convolutions; they agree on linear
     layers.
     """
     _check(shapes, density, epsilon)

@@ -98,7 +98,7 @@ class EverActive:
 
     @classmethod
     def from_state_dict(cls, state: dict[str, Any], total: int) -> EverActive:
-        """Undo :meth:`state_dict` after checking all of it against ``total``; raises ``ValueError``."""
+        """Undo ``state_dict`` after checking all of it against ``total``; raises ``ValueError``."""
         found, size, data = state["total"], state["size"], state["data"]
         if not isinstance(found, int) or not isinstance(size, int):
             raise ValueError(f"ever-active record: expected two counts, got {found!r} and {size!r}")

@@ -90,7 +90,7 @@ class Evolver:
 
     @property
     def iteration(self) -> int:
-        """Optimiser steps that :meth:`step` was called for."""
+        """Optimiser steps that ``step`` was called for."""
         return self._progress.iteration
 
     @property
@@ -240,7 +240,7 @@ class Evolver:
         return {**self._progress.state_dict(), "generator": self.generator.get_state()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue from :meth:`state_dict`, once the model's is loaded.
+        """Continue from ``state_dict``, once the model's is loaded.
 
         Nothing is changed unless all of it fits; else ``ValueError``.
         """

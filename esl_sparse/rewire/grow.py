@@ -1,7 +1,7 @@
 """Grow rules: which ``count`` absent places of a layer become active.
 
 A rule is ``(absent: AbsentBlocks, count: int) -> ids``: int64 ``[count]``, all different, all absent, any
-order. A :class:`GradientRule` around it has the gradients of absent places followed for it.
+order. A ``GradientRule`` around it has the gradients of absent places followed for it.
 """
 
 from __future__ import annotations

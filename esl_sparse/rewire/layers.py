@@ -53,7 +53,7 @@ def follows_gradients(layer: SparseLayer) -> bool:
 
 
 def is_sparse(module: nn.Module) -> bool:
-    """Whether the module is itself a :class:`SparseLayer` (not whether it holds one)."""
+    """Whether the module is itself a ``SparseLayer`` (not whether it holds one)."""
     values, topology = getattr(module, "values", None), getattr(module, "topology", None)
     return isinstance(values, nn.Parameter) and isinstance(topology, BlockTopology)
 
@@ -64,7 +64,7 @@ def sparse_layers(model: nn.Module) -> dict[str, SparseLayer]:
 
 
 def rewirable_layers(model: nn.Module) -> dict[str, SparseLayer]:
-    """:func:`sparse_layers`, of which there is one at least and no two hold the same values."""
+    """``sparse_layers``, of which there is one at least and no two hold the same values."""
     layers = sparse_layers(model)
     if not layers:
         raise ValueError("model: has no block-sparse layer; esl.sparsify(model) makes some")

@@ -44,7 +44,7 @@ class Progress:
     def from_state_dict(
         cls, state: Mapping[str, Any], layers: Mapping[str, SparseLayer], protect: int
     ) -> Progress:
-        """Undo :meth:`state_dict` after checking all of it; raises ``ValueError`` naming the layer."""
+        """Undo ``state_dict`` after checking all of it; raises ``ValueError`` naming the layer."""
         iteration, saved = state.get("iteration"), state.get("layers")
         if type(iteration) is not int or iteration < 0:
             raise ValueError(f"state_dict: expected an iteration, got {iteration!r}")

@@ -77,7 +77,7 @@ class Ranks:
 
 
 def ranks_of(model: nn.Module, optimizer: Optimizer) -> tuple[nn.Module, Ranks | None]:
-    """The model inside a :class:`DistributedDataParallel`, and its ranks; a model that stands alone has none.
+    """The model inside a ``DistributedDataParallel``, and its ranks; a model that stands alone has none.
 
     Raises:
         ValueError: one of several processes whose model is not wrapped; sharded parameters or optimiser state.

@@ -345,7 +345,7 @@ class Rewirer(Evolver):
         """Iteration, random state, what was ever active, and gradients followed so far.
 
         With it a resumed run chooses as this one would. Tensors and plain values: ``torch.load(weights_only=True)``
-        reads it. Taken between :meth:`step` and the next backward.
+        reads it. Taken between ``step`` and the next backward.
         """
         watches = {name: watch.state_dict() for name, watch in self._watches.items()}
         return {**super().state_dict(), "watches": watches, "several": dict(self._several)}

@@ -47,7 +47,7 @@ class Rewiring:
 
 
 def _move(ids: Tensor, stays: Tensor, chosen: Tensor, renew: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """The new sorted ids, and `source` and `grown` of :class:`Rewiring`."""
+    """The new sorted ids, and `source` and `grown` of ``Rewiring``."""
     regrown = torch.zeros_like(chosen, dtype=torch.bool)
     came_from = regrown.new_empty(0, dtype=torch.int32)
     if not renew and ids.numel():
@@ -69,7 +69,7 @@ def _move(ids: Tensor, stays: Tensor, chosen: Tensor, renew: bool) -> tuple[Tens
 def _move_without_waiting(
     ids: Tensor, stays: Tensor, chosen: Tensor, renew: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """As :func:`_move`, where a mask is dear: on a GPU each use of one waits to learn how many it lets pass.
+    """As ``_move``, where a mask is dear: on a GPU each use of one waits to learn how many it lets pass.
 
     Prefix sums say where each block goes instead, and the host waits twice: for the number that stays, and for that of
     the grown ones. What does not stay goes to a place behind the last one.

@@ -283,7 +283,7 @@ class Watch:
         return state
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Undo :meth:`state_dict` after checking all of it; raises ``KeyError``, ``TypeError``, ``ValueError``."""
+        """Undo ``state_dict`` after checking all of it; raises ``KeyError``, ``TypeError``, ``ValueError``."""
         seed, several, found = state["seed"], state["several"], None
         if type(seed) is not int or not 0 <= seed < 1 << 62 or not isinstance(several, (bool, type(None))):
             raise ValueError(f"watch: expected a seed and a flag, got {seed!r} and {several!r}")

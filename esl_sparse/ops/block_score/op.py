@@ -1,6 +1,6 @@
 """Op ``block_score``: how large the gradient of each block of a weight is, present or not, without that gradient.
 
-Raw op: ``block_score``, for some block rows; :class:`BlockScorer` goes through all of them in bounded memory.
+Raw op: ``block_score``, for some block rows; ``BlockScorer`` goes through all of them in bounded memory.
 """
 
 from __future__ import annotations

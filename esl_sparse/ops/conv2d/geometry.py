@@ -91,5 +91,5 @@ def to_rows(weight: Tensor) -> Tensor:
 
 
 def from_rows(rows: Tensor, kh: int, kw: int) -> Tensor:
-    """Undo :func:`to_rows`; contiguous."""
+    """Undo ``to_rows``; contiguous."""
     return rows.view(rows.shape[0], kh, kw, -1).permute(0, 3, 1, 2).contiguous()

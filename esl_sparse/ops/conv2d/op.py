@@ -279,7 +279,7 @@ def conv2d(
         x: floating point ``[N, C, H, W]``, any memory format. Its dtype may be narrower than that of values (autocast);
             sums are in values' dtype, float32 at least.
         values: ``[nnzb, bm, bn]``. bias: ``[out_channels]`` or None.
-        topology: where the blocks stand; its layout is that of :func:`layout_of`.
+        topology: where the blocks stand; its layout is that of ``layout_of``.
         geometry: for inputs of this size.
         planes: 0 for real-valued x; otherwise x is promised to hold ``scale * k`` with ``0 <= k < 2**planes`` and
             travels as bits (1 and 1.0: spikes).
@@ -328,7 +328,7 @@ def conv2d_panels(
     geometry: Geometry,
     want_stats: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """As :func:`conv2d_packed`, but to current panels ``[G, Ho, Wo, out_channels, 64]``.
+    """As ``conv2d_packed``, but to current panels ``[G, Ho, Wo, out_channels, 64]``.
 
     Padding lanes of the panels are undefined. With ``want_stats`` also float64 ``[2, out_channels]``, mean and biased
     variance over all pixels, samples and steps; not differentiable.

@@ -148,7 +148,7 @@ def lif(
         tau: decay factor of one step in (0, 1], a number or a 0-dim tensor (learnable).
         v_threshold: a neuron fires when its potential exceeds this.
         v_reset: potential after a spike; None subtracts the threshold instead (soft reset).
-        surrogate: name in :data:`SURROGATES`, or a function of ``u - v_threshold`` that returns the derivative.
+        surrogate: name in ``SURROGATES``, or a function of ``u - v_threshold`` that returns the derivative.
         width: width of a named surrogate, in units of the potential.
         detach_reset: keep the gradient out of the reset.
         want_v: also return the last potential.

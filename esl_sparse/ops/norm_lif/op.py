@@ -60,19 +60,19 @@ class Forward(NamedTuple):
 
 
 class Backward(NamedTuple):
-    """Arguments of ``norm_lif_backward_``, which returns :data:`RETURNED`, each one empty that ``needs`` leaves out.
+    """Arguments of ``norm_lif_backward_``, which returns ``RETURNED``, each one empty that ``needs`` leaves out.
 
     Attributes:
         grad: of the spikes, ``[G, H, W, C, 64]``; with ``pool > 1``, of the spikes after an average pool of
             ``pool x pool`` without overlap, ``[G, H // pool, W // pool, C, 64]``.
         words: the spikes that forward returned; they are taken from here, never by thresholding again.
-        current, current2: bit for bit those of forward, as are tau, the residual and what :func:`affine` makes of
+        current, current2: bit for bit those of forward, as are tau, the residual and what ``affine`` makes of
             the norms. Each is overwritten with its gradient if ``needs`` asks for that.
         mean, rstd: ``[C]`` of the norm, or None: no norm. gamma, beta: ``[C]``, None: 1 and 0.
         batch_stats: mean and rstd are those of this very current over its ``T * B * H * W`` values (biased), and
             gradients flow through them; otherwise they are constants.
         surrogate, width, detach_reset: as in lif.
-        needs: bit set over :data:`GRADIENTS`.
+        needs: bit set over ``GRADIENTS``.
     """
 
     grad: Tensor

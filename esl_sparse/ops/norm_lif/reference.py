@@ -79,7 +79,7 @@ def total(
 
 
 def forward(x: Tensor, tau: Tensor, v_threshold: float, v_reset: float | None) -> Tensor:
-    """The :func:`total` -> words int64 ``[1, G, H, W, C]``."""
+    """The ``total`` -> words int64 ``[1, G, H, W, C]``."""
     v = x.new_full(x.shape[1:], 0.0 if v_reset is None else v_reset)
     spikes, _ = lif_reference.forward(x, v, tau, v_threshold, v_reset)
     words = pack(spikes, 1, 1.0)

@@ -1,4 +1,4 @@
-"""Op ``pack``: float activations <-> :class:`~esl_sparse.PackedSpikes`.
+"""Op ``pack``: float activations <-> ``PackedSpikes``.
 
 Raw ops: ``pack``, ``unpack``, ``to_panels``, ``from_panels``. A carrier's gradient is that of the spike values, so the
 gradients of packing and unpacking are changes of layout: panels to rows and back.

@@ -48,7 +48,7 @@ def pack(x: Tensor, planes: int, scale: float) -> Tensor | None:
 
 
 def unpack(words: Tensor, T: int, B: int, scale: float, dtype: torch.dtype) -> Tensor:
-    """Inverse of :func:`pack`."""
+    """Inverse of ``pack``."""
     shift = torch.arange(LANES, device=words.device)
     planes = (words[..., None] >> shift) & 1
     weight = 2 ** torch.arange(words.shape[0], device=words.device)

@@ -26,7 +26,7 @@ def repeat_steps(panels: Tensor, T: int, B: int) -> Tensor:
 
 
 def sum_steps(panels: Tensor, T: int, B: int) -> Tensor:
-    """The adjoint of :func:`repeat_steps`, of gradient panels, whose padding lanes are zero."""
+    """The adjoint of ``repeat_steps``, of gradient panels, whose padding lanes are zero."""
     lanes, one = Lanes(T, B), Lanes(1, B)
     if lanes.padded % LANES == 0:
         return panels.unflatten(0, (T, -1)).sum(0)

@@ -1,4 +1,4 @@
-"""Op ``pool``: average and maximum pooling of :class:`~esl_sparse.PackedSpikes`, as bits.
+"""Op ``pool``: average and maximum pooling of ``PackedSpikes``, as bits.
 
 Raw ops: ``avg_pool``, ``max_pool``, ``global_avg_pool`` on words and their ``_backward`` on panels. An average of
 integers is their sum, which is exact in bit planes, and a scale. As everywhere, a carrier's gradient is that of the
@@ -207,7 +207,7 @@ def avg_pool2d(
     count_include_pad: bool = True,
     divisor_override: int | None = None,
 ) -> PackedSpikes:
-    """Average pooling as :func:`torch.nn.functional.avg_pool2d`, exact, on bits.
+    """Average pooling as ``torch.nn.functional.avg_pool2d``, exact, on bits.
 
     Returns:
         Spikes ``(T, B, C, H', W')`` whose scale is that of x over the divisor: ``kernel_size``'s elements, or
@@ -251,7 +251,7 @@ def max_pool2d(
     dilation: int | Pair = 1,
     ceil_mode: bool = False,
 ) -> PackedSpikes:
-    """Maximum pooling as :func:`torch.nn.functional.max_pool2d`, on bits; ties go to the first pixel.
+    """Maximum pooling as ``torch.nn.functional.max_pool2d``, on bits; ties go to the first pixel.
 
     Returns:
         Spikes ``(T, B, C, H', W')`` of x's scale.
@@ -271,17 +271,17 @@ def max_pool2d(
 def adaptive_avg_pool2d(
     x: PackedSpikes, output_size: int | tuple[int | None, int | None] | None
 ) -> Tensor | PackedSpikes:
-    """Average pooling to a given size, as :func:`torch.nn.functional.adaptive_avg_pool2d`.
+    """Average pooling to a given size, as ``torch.nn.functional.adaptive_avg_pool2d``.
 
     Args:
         output_size: of the map; None keeps a dimension.
 
     Returns:
-        For size 1 the mean over all pixels, a float tensor ``[T, B, C, 1, 1]``; else spikes, as :func:`avg_pool2d`.
+        For size 1 the mean over all pixels, a float tensor ``[T, B, C, 1, 1]``; else spikes, as ``avg_pool2d``.
 
     Raises:
         TypeError: x is no PackedSpikes.
-        ValueError: as :func:`avg_pool2d`; a size that does not divide that of x evenly.
+        ValueError: as ``avg_pool2d``; a size that does not divide that of x evenly.
     """
     H, W = _check(x)
     pair = output_size if isinstance(output_size, (tuple, list)) else (output_size, output_size)

@@ -70,5 +70,5 @@ def smallest(score: Tensor, ids: Tensor, count: int, seed: int) -> Tensor:
 
 
 def largest(score: Tensor, ids: Tensor, count: int, seed: int) -> Tensor:
-    """As :func:`smallest` of ``-score``: the same hash orders equal scores."""
+    """As ``smallest`` of ``-score``: the same hash orders equal scores."""
     return _checked("largest", score, ids, count, seed)

@@ -143,7 +143,7 @@ def temporal_grad_values(
     """Gradient of the values that the layer *would* have at this topology; no autograd.
 
     Args:
-        z: ``[N, cols]``. z_out, slope: what :func:`temporal` returned. grad: of z_out, ``[N, rows]``.
+        z: ``[N, cols]``. z_out, slope: what ``temporal`` returned. grad: of z_out, ``[N, rows]``.
 
     Returns:
         ``[nnzb, bm, bn]`` in z's dtype.
