@@ -10,17 +10,15 @@
 namespace esl::ESL_ISA {
 namespace {
 
-#if defined(ESL_ISA_AVX512)
-constexpr bool kHasTables = true;
-#else
-constexpr bool kHasTables = false;
-#endif
 constexpr int64_t kWorkPerThread = 1 << 17;  // multiply-adds worth a second thread
+
+bool is_binary(const Conv2dForward& p) { return p.planes == 1 && p.scale == 1.f; }
 
 Unit unit_of(const Conv2dForward& p) {
   if (!p.words) return Unit::panel;
-  const bool tables = kHasTables && p.w.bn % 4 == 0 && p.kernel != SpikeKernel::masked;
-  return tables ? Unit::nibbles : Unit::word;
+  if (p.kernel == SpikeKernel::masked) return Unit::word;
+  if (kHasTables) return p.w.bn % 4 == 0 ? Unit::nibbles : Unit::word;
+  return pays_levels(p.shape, is_binary(p)) ? Unit::levels : Unit::word;
 }
 int64_t planes_of(const Conv2dForward& p) { return p.words ? p.planes : 1; }
 
@@ -79,14 +77,15 @@ struct BinarySpikes {
   }
 };
 
-struct Floats {
-  const float* image;
+template <class T>
+struct Numbers {  // panels of floats, or of levels
+  const T* image;
 
   template <int TM, int PX, int R>
   void add(const Blocks& b, const int64_t* pixel, int q, f32x16 (&acc)[TM][PX][R]) const {
     for (int64_t k = 0; k < b.n; ++k) {
       const float* v = b.values + k * b.size;
-      const float* from = image + int64_t{b.place[k].offset} * kWord + q * kLanes;
+      const T* from = image + int64_t{b.place[k].offset} * kWord + q * kLanes;
       for (int c = 0; c < b.place[k].n; ++c, ++v, from += kWord)
         for (int x = 0; x < PX; ++x)
           for (int j = 0; j < R; ++j) {
@@ -192,18 +191,22 @@ struct Scratch {
   char* image;
   double* sums;     // [runs, rows, 2]: mean and squared deviations of each run
   uint64_t* lanes;  // [groups of lanes]: those that are no padding
+  float* values;    // times the scale of levels; null where it is 1
   int64_t bytes;
 
   Scratch(const Conv2dForward& p, const Image& im, int64_t runs) {
     const int64_t groups = p.lanes.groups(), blocks = p.w.crow[p.shape.groups * ConvBlocks(p.w, p.shape).row_blocks];
     const int64_t place_bytes = align64(blocks * static_cast<int64_t>(sizeof(Place))), image_bytes = im.bytes(groups);
     const int64_t sum_bytes = p.stats ? align64(runs * p.w.rows * 16) : 0;
+    const int64_t lane_bytes = p.stats ? align64(groups * 8) : 0;
+    const int64_t value_bytes = im.unit == Unit::levels && p.scale != 1.f ? blocks * p.w.bm * p.w.bn * 4 : 0;
     char* const at = static_cast<char*>(p.scratch);
     places = reinterpret_cast<Place*>(at);
     image = at + place_bytes;
     sums = reinterpret_cast<double*>(image + image_bytes);
     lanes = reinterpret_cast<uint64_t*>(image + image_bytes + sum_bytes);
-    bytes = place_bytes + image_bytes + sum_bytes + (p.stats ? groups * 8 : 0);
+    values = value_bytes ? reinterpret_cast<float*>(image + image_bytes + sum_bytes + lane_bytes) : nullptr;
+    bytes = place_bytes + image_bytes + sum_bytes + lane_bytes + value_bytes;
   }
 };
 
@@ -259,12 +262,15 @@ template <int TM>
 void rows_of_blocks(const Conv2dForward& p, const Image& image, const char* source, const Scratch& s,
                     const Runs::Run& run, int64_t rb, int64_t inside, const Rows& rows) {
   const int64_t first = p.w.crow[rb];
-  const Blocks blocks{s.places + first, p.w.values + first * p.w.bm * p.w.bn + inside * p.w.bn,
+  const Blocks blocks{s.places + first, (s.values ? s.values : p.w.values) + first * p.w.bm * p.w.bn + inside * p.w.bn,
                       p.w.crow[rb + 1] - first, p.w.bm * p.w.bn, p.w.bn};
   const int64_t plane_units = image.plane_units(p.lanes.groups());
   if (image.unit == Unit::panel) {
-    const Floats floats{reinterpret_cast<const float*>(source)};
+    const Numbers<float> floats{reinterpret_cast<const float*>(source)};
     tiles<TM>(run, rows, true, [&](const int64_t* pixel, int q, auto& acc) { floats.add(blocks, pixel, q, acc); });
+  } else if (image.unit == Unit::levels) {
+    const Numbers<uint8_t> levels{reinterpret_cast<const uint8_t*>(source)};
+    tiles<TM>(run, rows, true, [&](const int64_t* pixel, int q, auto& acc) { levels.add(blocks, pixel, q, acc); });
 #if defined(ESL_ISA_AVX512)
   } else if (image.unit == Unit::nibbles) {
     Tables<TM> tables;
@@ -282,7 +288,7 @@ void rows_of_blocks(const Conv2dForward& p, const Image& image, const char* sour
       });
     } while (done < blocks.n);
 #endif
-  } else if (p.planes == 1 && p.scale == 1.f) {
+  } else if (is_binary(p)) {
     const BinarySpikes spikes{reinterpret_cast<const uint64_t*>(source)};
     tiles<TM>(run, rows, true, [&](const int64_t* pixel, int q, auto& acc) { spikes.add(blocks, pixel, q, acc); });
   } else {
@@ -314,6 +320,8 @@ void conv2d_forward(const Conv2dForward& p) {
     make_image(image, p.shape, blocks.ci, groups, p.words, p.x, s.image, threads);
     source = s.image;
   }
+  if (s.values)
+    for (int64_t k = 0; k < p.w.crow[row_blocks] * p.w.bm * p.w.bn; ++k) s.values[k] = p.scale * p.w.values[k];
   if (p.stats)
     for (int64_t g = 0; g < groups; ++g) {
       s.lanes[g] = 0;

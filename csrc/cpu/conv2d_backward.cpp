@@ -206,6 +206,7 @@ void input_gradient(const Conv2dBackward& p, float* pixels, int threads) {
 struct BinarySpikes {
   const uint64_t* image;
   static constexpr int kUnit = 1;
+  static constexpr float scale = 1.f;
 
   template <int TM, int TN>
   void add(const uint64_t* at, int q, const f32x16* y, f32x16* sum) const {
@@ -221,6 +222,7 @@ struct Spikes {  // P planes; a value is the sum of factor[p] * bit
   int64_t plane_units;
   float factor[P];
   static constexpr int kUnit = 1;
+  static constexpr float scale = 1.f;
 
   template <int TM, int TN>
   void add(const uint64_t* at, int q, const f32x16* y, f32x16* sum) const {
@@ -233,12 +235,14 @@ struct Spikes {  // P planes; a value is the sum of factor[p] * bit
   }
 };
 
-struct Floats {
-  const float* image;
+template <class T>
+struct Numbers {  // floats, or levels
+  const T* image;
+  float scale;  // of a level: taken once, of the sums
   static constexpr int kUnit = kWord;
 
   template <int TM, int TN>
-  void add(const float* at, int q, const f32x16* y, f32x16* sum) const {
+  void add(const T* at, int q, const f32x16* y, f32x16* sum) const {
     for (int k = 0; k < TN; ++k) {
       const f32x16 x = load(at + k * kWord + q * kLanes);
       for (int i = 0; i < TM; ++i) sum[i * TN + k] = fmadd(y[i], x, sum[i * TN + k]);
@@ -290,7 +294,7 @@ void row_gradient(const Conv2dBackward& p, const Source& source, const Place* pl
       }
       for (int64_t i = 0; i < TM; ++i)
         for (int64_t k = 0; k < TN; ++k) {
-          const float v = i < rows && k < valid ? part[i * TN + k] : 0.f;
+          const float v = i < rows && k < valid ? source.scale * part[i * TN + k] : 0.f;
           float* const out = dv + i * bn + c + k;
           *out = first ? v : *out + v;
         }
@@ -308,7 +312,7 @@ template <class Source>
 void value_gradient(const Conv2dBackward& p, const Source& source, const Place* places, const Runs& runs, float* strips,
                     int threads) {
   const ConvBlocks blocks(p.w, p.shape);
-  const int64_t row_blocks = p.shape.groups * blocks.row_blocks, tm = min(4, p.w.bm), tn = min(4, p.w.bn);
+  const int64_t row_blocks = p.shape.groups * blocks.row_blocks, tm = min(4, p.w.bm), tn = min(kTileColumns, p.w.bn);
   const int64_t together = p.w.bm >= kStrip ? 1 : kStrip / p.w.bm;  // rows of blocks
   parallel_tasks(ceil_div(row_blocks, together), threads, [&](int64_t task, int64_t thread) {
     float* const y = strips + thread * Runs::kPixels * 4 * kWord;
@@ -368,8 +372,11 @@ struct Scratch {
   }
 };
 
+bool is_binary(const Conv2dBackward& p) { return p.planes == 1 && p.scale == 1.f; }
+
 Image image_of(const Conv2dBackward& p) {
-  return Image(p.w, p.shape, p.words ? Unit::word : Unit::panel, p.words ? p.planes : 1);
+  if (!p.words) return Image(p.w, p.shape, Unit::panel, 1);
+  return Image(p.w, p.shape, pays_levels(p.shape, is_binary(p)) ? Unit::levels : Unit::word, p.planes);
 }
 
 }  // namespace
@@ -400,9 +407,13 @@ void conv2d_backward(const Conv2dBackward& p) {
     }
   }
   if (!p.words)
-    return value_gradient(p, Floats{reinterpret_cast<const float*>(source)}, s.places, runs, s.strips, threads);
+    return value_gradient(p, Numbers<float>{reinterpret_cast<const float*>(source), 1.f}, s.places, runs, s.strips,
+                          threads);
   const auto* words = reinterpret_cast<const uint64_t*>(source);
-  if (p.planes == 1 && p.scale == 1.f) return value_gradient(p, BinarySpikes{words}, s.places, runs, s.strips, threads);
+  if (image.unit == Unit::levels)
+    return value_gradient(p, Numbers<uint8_t>{reinterpret_cast<const uint8_t*>(source), p.scale}, s.places, runs,
+                          s.strips, threads);
+  if (is_binary(p)) return value_gradient(p, BinarySpikes{words}, s.places, runs, s.strips, threads);
   const auto planes = [&](auto count) {
     Spikes<decltype(count)::value> spikes{words, image.plane_units(p.lanes.groups()), {}};
     for (int plane = 0; plane < p.planes; ++plane) spikes.factor[plane] = p.scale * static_cast<float>(1 << plane);

@@ -504,13 +504,7 @@ void multiply(const Side& s, const Source& source, const float* bias, const Acti
 // ---- forward on spikes
 
 // Firing rate below which events beat tables and masked adds, for blocks that suit events (docs/decisions.md).
-#if defined(ESL_ISA_AVX512)
-constexpr bool kHasTables = true;
-constexpr double kEventsBeatTables = 0.05, kEventsBeatMasked = 0.08;
-#else
-constexpr bool kHasTables = false;
-constexpr double kEventsBeatTables = 0, kEventsBeatMasked = 0.2;
-#endif
+constexpr double kEventsBeatTables = 0.05, kEventsBeatMasked = kHasTables ? 0.08 : 0.2;
 
 SpikeKernel choose_kernel(const LinearForward& p) {
   const bool can_events = p.w.bm % kLanes == 0 && !p.y.panels;
@@ -661,7 +655,7 @@ void block_gradient(const GradSource& x, const float* y, int64_t stride, int64_t
 void strip_gradient(const LinearBackward& p, const GradSource& x, const float* y, int64_t stride, int64_t strip,
                     int64_t g0, int64_t g1) {
   const BlockSparse& w = p.w;
-  const int64_t o = strip * kStrip, tm = min(4, w.bm), tn = min(4, w.bn);
+  const int64_t o = strip * kStrip, tm = min(4, w.bm), tn = min(kTileColumns, w.bn);
   // A block's overhanging rows may reach past the last strip row that exists: they belong to the last strip.
   const int64_t end = min(kStrip, ceil_div(w.rows, w.bm) * w.bm - o);
   for (int64_t r = 0; r < end; r += tm) {

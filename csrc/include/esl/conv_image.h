@@ -39,29 +39,55 @@ struct Place {
   int32_t offset, n;
 };
 
-// One unit is what a channel of a pixel takes: a word, or 64 floats; or the four nibble words of 4 channels.
-enum class Unit { word, panel, nibbles };
+// One unit is what a channel of a pixel takes: a word, or 64 floats; the four nibble words of 4 channels; or 64 bytes,
+// each the level that the planes' bits of a lane make.
+enum class Unit { word, panel, nibbles, levels };
+
+// Whether to read spikes as levels: several planes always, one where several taps read the same level.
+inline bool pays_levels(const ConvShape& s, bool binary) { return !kHasTables && (!binary || s.kh * s.kw > 1); }
+
+// Adds bit `plane` of 64 lanes' levels.
+inline void add_plane(uint64_t word, int plane, uint8_t* level) {
+#if defined(ESL_ISA_AVX2)
+  const __m256i bit = _mm256_set1_epi64x(static_cast<int64_t>(0x8040201008040201ull));
+  const __m256i from =
+      _mm256_setr_epi8(0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1, 2, 2, 2, 2, 2, 2, 2, 2, 3, 3, 3, 3, 3, 3, 3, 3);
+  const __m256i value = _mm256_set1_epi8(static_cast<char>(1 << plane));
+  for (int half = 0; half < 2; ++half) {
+    const __m256i all = _mm256_shuffle_epi8(_mm256_set1_epi32(static_cast<int>(word >> 32 * half)), from);
+    const __m256i set = _mm256_cmpeq_epi8(_mm256_and_si256(all, bit), bit);
+    auto* const to = reinterpret_cast<__m256i*>(level) + half;
+    _mm256_storeu_si256(to, _mm256_or_si256(_mm256_loadu_si256(to), _mm256_and_si256(set, value)));
+  }
+#else
+  for (int lane = 0; lane < kWord; ++lane) level[lane] |= static_cast<uint8_t>((word >> lane & 1) << plane);
+#endif
+}
 
 struct Image {
   Unit unit;
   int64_t H, W;      // with border
   int64_t channels;  // units of a pixel
   int64_t group_channels;
-  int64_t planes;
+  int64_t planes;  // that stay apart: levels are one
+  int64_t source_planes;
   bool in_place;  // no border is read and nothing is transformed: the caller's own memory serves
 
   Image(const BlockSparse& w, const ConvShape& s, Unit unit, int64_t planes)
       : unit(unit),
         H((s.Ho - 1) * s.sh + (s.kh - 1) * s.dh + 1),
         W((s.Wo - 1) * s.sw + (s.kw - 1) * s.dw + 1),
-        planes(planes) {
+        planes(unit == Unit::levels ? 1 : planes),
+        source_planes(planes) {
     const int64_t ci = ConvBlocks(w, s).ci;
     group_channels = unit == Unit::nibbles ? ceil_div(ci, 4) : ci;
     channels = s.groups * group_channels;
-    in_place = unit != Unit::nibbles && !s.ph && !s.pw && H <= s.H && W <= s.W;
+    in_place = unit != Unit::nibbles && unit != Unit::levels && !s.ph && !s.pw && H <= s.H && W <= s.W;
     if (in_place) H = s.H, W = s.W;
   }
-  int64_t unit_bytes() const { return unit == Unit::word ? 8 : unit == Unit::nibbles ? 32 : kWord * 4; }
+  int64_t unit_bytes() const {
+    return unit == Unit::word ? 8 : unit == Unit::nibbles ? 32 : unit == Unit::levels ? kWord : kWord * 4;
+  }
   int64_t row_units() const { return W * channels; }
   int64_t group_units() const { return H * row_units(); }  // of 64 lanes
   int64_t plane_units(int64_t groups) const { return groups * group_units(); }
@@ -87,6 +113,13 @@ inline void make_image(const Image& image, const ConvShape& s, int64_t ci, int64
       std::memcpy(to, words + from * C, static_cast<size_t>(inside * pixel_bytes));
     else if (image.unit == Unit::panel)
       std::memcpy(to, x + from * C * kWord, static_cast<size_t>(inside * pixel_bytes));
+    else if (image.unit == Unit::levels) {
+      std::memset(to, 0, static_cast<size_t>(inside * pixel_bytes));
+      for (int64_t plane = 0; plane < image.source_planes; ++plane)
+        for (int64_t k = 0; k < inside * C; ++k)
+          add_plane(words[(plane * groups * s.H * s.W + from) * C + k], static_cast<int>(plane),
+                    reinterpret_cast<uint8_t*>(to) + k * kWord);
+    }
 #if defined(ESL_ISA_AVX512)
     else
       for (int64_t pixel = 0; pixel < inside; ++pixel)

@@ -9,7 +9,10 @@ namespace esl::ESL_ISA {
 
 inline int64_t align64(int64_t bytes) { return (bytes + 63) & ~int64_t{63}; }
 
+// Tables take 16-entry permutes. Without them several planes are read as levels (conv_image.h): a byte becomes a float
+// in two instructions, however many planes it came from, where bits take four for each.
 #if defined(ESL_ISA_AVX512)
+constexpr bool kHasTables = true;
 constexpr int kTables = 256;  // tables built at a time: 16 KB, in L1
 
 // Spikes of n <= 4 channels as one nibble a lane: 4 words, one per 16 lanes. In a word the nibbles of even lanes come
@@ -44,6 +47,8 @@ inline void build_tables(const float* v, int64_t wo, int64_t valid, float* table
   }
 }
 
+#else
+constexpr bool kHasTables = false;
 #endif
 
 // Sums of TM * TN vectors, out[i * TN + k].
@@ -63,9 +68,12 @@ inline void sum_all(const f32x16* acc, float* out) {
   for (int i = 0; i < N; ++i) out[i] = sum(acc[i]);
 }
 
+// Sums of a weight gradient that stay in registers: 4 rows of this many columns.
+constexpr int kTileColumns = kTileVectors;
+
 // Few sums would wait for their own last addition: then each of the 4 vectors of a word has sums of its own.
 template <int N>
-constexpr int kSets = N < 8 ? 4 : 1;
+constexpr int kSets = N * 2 <= 4 * kTileColumns && N < 8 ? 4 : 1;
 
 template <int N>
 inline void sum_sets(f32x16 (*acc)[N], float* out) {
