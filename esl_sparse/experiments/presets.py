@@ -39,16 +39,16 @@ _SINGLE = {
     "structure": "evolve",
     "density": 0.151531,  # eps = 60
     "block_size": (1, 1),
-    "epochs": 20,
+    "epochs": 12,
     "batch_size": 100,
     "lr": 3e-3,
-    "z_scale": 8.0,
+    "z_scale": 16.0,
     "optimizer": "adam",
     "schedule": "exponential",
     "l2": 0.0,
     "prune": "set",
     "grow": "momentum",
-    "interval": 300,
+    "interval": 200,
     "t_end": 2 / 3,
 }
 

@@ -27,7 +27,7 @@ def _how(g: Geometry) -> tuple:
 
 
 def _wide(tensor: Tensor) -> Tensor:
-    """On CPU torch's convolution of float16 sums in float16, that of bfloat16 too where the processor has no AVX-512."""
+    """On CPU torch's convolution of float16 sums in float16, and without AVX-512 that of bfloat16 in bfloat16."""
     narrow = tensor.dtype in (torch.float16, torch.bfloat16) and tensor.device.type == "cpu"
     return tensor.float() if narrow else tensor
 
