@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..packed import LANES, PackedSpikes
-from ._library import NoDoubleBackward, apply, differentiable_backward
+from ._library import Function, NoDoubleBackward, apply, differentiable_backward
 from .conv2d.op import Call, conv2d_backward_op, conv2d_op
 from .norm_lif import affine, norm_lif_backward_op, norm_lif_op, panel_stats, vector_dtype
 from .pack.time import repeat_steps, sum_steps
@@ -129,7 +129,7 @@ def _moments(
     return stats[0].to(dtype), (stats[1] + eps).rsqrt().to(dtype)
 
 
-class _SpikingBlock(torch.autograd.Function):
+class _SpikingBlock(Function):
     @staticmethod
     def forward(spec, tau, residual_carrier, residual, *tensors):
         inputs: list[tuple[Any, ...]] = []
