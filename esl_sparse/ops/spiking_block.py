@@ -159,7 +159,7 @@ class _SpikingBlock(Function):
         kept: list[Tensor | None] = []
         for x, stats in zip(_operands(tensors), stats_out, strict=True):
             x = x if x.source is None else x._replace(carrier=None)
-            kept += x._replace(stats=stats) if x.stats is None else x
+            kept.extend(x._replace(stats=stats) if x.stats is None else x)
         ctx.save_for_backward(tau, residual, words if spec.pool > 1 else out, *kept)
 
     @staticmethod

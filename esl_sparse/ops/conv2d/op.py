@@ -147,7 +147,10 @@ class _Conv2d(Function):
         y, _ = conv2d_op(source, values, bias, crow, col, ccol, row_t, offset_t, *call, False)
         g = call.geometry
         y = from_panels_op(y, call.T, call.B).view(call.T * call.B, call.rows, g.Ho, g.Wo)
-        return y.to(values.dtype if carrier is not None else x.dtype), empty(x) if words is x else words
+        dtype = values.dtype if carrier is not None else x.dtype
+        if y.dtype != dtype:  # compiled by torch 2.11, an output that a cast leaves alone gets no gradient
+            y = y.to(dtype)
+        return y, empty(x) if words is x else words
 
     @staticmethod
     def setup_context(ctx, inputs, output):

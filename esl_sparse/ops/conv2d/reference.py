@@ -27,8 +27,8 @@ def _how(g: Geometry) -> tuple:
 
 
 def _wide(tensor: Tensor) -> Tensor:
-    """On CPU torch's convolution of float16 sums in float16."""
-    return tensor.float() if tensor.dtype == torch.float16 and tensor.device.type == "cpu" else tensor
+    """On CPU torch's convolutions may sum narrow types as they are: float16, and up to 2.11 bfloat16."""
+    return tensor.float() if tensor.dtype.itemsize == 2 and tensor.device.type == "cpu" else tensor
 
 
 def forward(
