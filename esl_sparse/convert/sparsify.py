@@ -76,8 +76,8 @@ def sparsify(
 
     Raises:
         TypeError: a mask that is no bool tensor; an override that is neither a density nor a dict.
-        ValueError: an unknown name; a model wrapped in ``DistributedDataParallel`` or FSDP; a model that is itself a layer (nothing holds it, so nothing can be
-            replaced: use ``SparseLinear.from_dense``).
+        ValueError: an unknown name; a model wrapped in ``DistributedDataParallel`` or FSDP; a model that is itself a
+            layer (nothing holds it, so nothing can be replaced: use ``SparseLinear.from_dense``).
     """
     if init not in ("scratch", "magnitude"):
         raise ValueError(f"init: expected 'scratch' or 'magnitude', got {init!r}")

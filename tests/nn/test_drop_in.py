@@ -247,7 +247,9 @@ def test_autocast_narrows_what_torch_narrows(layer, dtype):
     x = input_of(layer)
     with torch.autocast("cpu", torch.bfloat16):
         assert layer(x).dtype == torch.bfloat16
-        with pytest.raises(TypeError, match=f"x: expected torch.float32 like the layer's values, got {dtype}"):
+        with pytest.raises(
+            TypeError, match=f"x: expected torch.float32 like the layer's values, got {dtype}"
+        ):
             layer(x.to(dtype))
 
 
@@ -261,5 +263,7 @@ def test_muon_is_for_matrices():
 @pytest.mark.parametrize("script", [lambda m, x: torch.jit.trace(m, x), lambda m, x: torch.jit.script(m)])
 def test_torchscript_is_refused(layer, script):
     for model in (layer, nn.Sequential(layer), esl.nn.LIF()):
-        with pytest.raises(NotImplementedError, match=r"are no TorchScript; torch\.export\.export takes them"):
+        with pytest.raises(
+            NotImplementedError, match=r"are no TorchScript; torch\.export\.export takes them"
+        ):
             script(model, input_of(layer))
