@@ -53,7 +53,7 @@ def matrices(module: nn.Module) -> list[Tensor]:
     """The module's own parameters of two or more dimensions, those not yet made, and those it computes others from."""
     own: list[Any] = list(module.parameters(recurse=False))
     if is_parametrized(module):
-        own += module.parametrizations.parameters()  # type: ignore[operator,union-attr]
+        own += module.parametrizations.parameters()  # type: ignore[union-attr]
     own += _quantised(module)
     return [weight for weight in own if is_lazy(weight) or weight.dim() >= 2]
 
@@ -73,7 +73,7 @@ def weighted_modules(model: nn.Module) -> dict[str, nn.Module]:
     parts: set[nn.Module] = set()  # of a layer whose weight is parametrised
     for module in model.modules():
         if is_parametrized(module):
-            parts.update(module.parametrizations.modules())  # type: ignore[operator,union-attr]
+            parts.update(module.parametrizations.modules())  # type: ignore[union-attr]
     return {name: x for name, x in model.named_modules() if x not in parts and matrices(x)}
 
 

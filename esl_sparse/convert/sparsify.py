@@ -86,7 +86,7 @@ def sparsify(
         raise ValueError(f"model: is itself an nn.{kind}; use esl.nn.{sparse}.from_dense(model, density)")
     share = DISTRIBUTIONS.resolve(distribution)
     check_not_wrapped(model)
-    weighted = weighted_modules(model)
+    weighted: dict[str, Any] = weighted_modules(model)
     reasons = reasons_to_leave(model, weighted, exclude)
     candidates = {name: module for name, module in weighted.items() if not reasons[name]}
     own = settings_of(model, candidates, overrides or {})
