@@ -10,11 +10,15 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.nn.parameter import is_lazy
+from torch.nn.utils.parametrize import is_parametrized
 from torch.nn.utils.prune import BasePruningMethod
 
 from ..nn import SparseConv1d, SparseConv2d, SparseLinear
 from ..nn.sparse import BlockSparseLayer
 from ..rewire.layers import is_sparse
+from ..rewire.ranks import is_sharded
 
 SPARSE: dict[type[nn.Module], type[BlockSparseLayer]] = {
     nn.Linear: SparseLinear,
@@ -33,6 +37,8 @@ _READ_BY_PARENT = (nn.MultiheadAttention, nn.TransformerEncoderLayer)
 
 _SETTINGS = ("density", "block_size")
 
+_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
 
 def base_of(module: nn.Module) -> type[nn.Module] | None:
     """Which of torch's layers the module is, or computes the same as; None: neither."""
@@ -43,9 +49,40 @@ def base_of(module: nn.Module) -> type[nn.Module] | None:
     return next((base for base in SPARSE if kind is getattr(peer, base.__name__, None)), None)
 
 
-def matrices(module: nn.Module) -> list[nn.Parameter]:
-    """The module's own parameters of two or more dimensions."""
-    return [param for param in module.parameters(recurse=False) if param.dim() >= 2]
+def matrices(module: nn.Module) -> list[Tensor]:
+    """The module's own parameters of two or more dimensions, those not yet made, and those it computes others from."""
+    own: list[Any] = list(module.parameters(recurse=False))
+    if is_parametrized(module):
+        own += module.parametrizations.parameters()  # type: ignore[union-attr]
+    own += _quantised(module)
+    return [weight for weight in own if is_lazy(weight) or weight.dim() >= 2]
+
+
+def _quantised(module: Any) -> list[Tensor]:
+    """The weights of one of the layers in ``torch.ao.nn``, which hold them packed and hand them out on request."""
+    kind = type(module)
+    if not kind.__module__.startswith("torch.ao.nn."):
+        return []
+    if callable(getattr(kind, "get_weight", None)):
+        return list(module.get_weight().values())
+    return [module.weight()] if callable(getattr(kind, "weight", None)) else []
+
+
+def weighted_modules(model: nn.Module) -> dict[str, nn.Module]:
+    """The modules that hold weight matrices, by name."""
+    parts: set[nn.Module] = set()  # of a layer whose weight is parametrised
+    for module in model.modules():
+        if is_parametrized(module):
+            parts.update(module.parametrizations.modules())  # type: ignore[union-attr]
+    return {name: x for name, x in model.named_modules() if x not in parts and matrices(x)}
+
+
+def check_not_wrapped(model: nn.Module) -> None:
+    """Raise if another object already keeps book of the model's parameters."""
+    for module in model.modules():
+        if isinstance(module, DistributedDataParallel) or is_sharded(module):
+            kind = type(module).__name__
+            raise ValueError(f"model: {kind} holds its parameters already; convert the model, then wrap it")
 
 
 def weight_param(module: Any) -> nn.Parameter:
@@ -94,9 +131,15 @@ def reasons_to_leave(
             return "excluded"
         if is_sparse(module):
             return "sparse already"
+        if _quantised(module):
+            return "its weight is quantised"
         base = next((dense for dense in SPARSE if isinstance(module, dense)), None)
         if base is None:
             return f"there is no block-sparse {kind}"
+        if any(map(is_lazy, module.parameters(recurse=False))):
+            return "it has no weight yet: run the model once before"
+        if is_parametrized(module):
+            return f"its {' and '.join(module.parametrizations)} is computed from other parameters"
         if module in reader:
             return f"{reader[module]} reads its weight directly"
         if base_of(module) is None:
@@ -105,8 +148,15 @@ def reasons_to_leave(
             return "its bias is pruned, and a sparse layer's bias has no mask"
         if "weight" not in module._parameters and not is_pruned(module):
             return "its weight is computed from other parameters"
-        if uses[weight_param(module)] > 1:
+        weight = weight_param(module)
+        if uses[weight] > 1:
             return "its weight is shared with another module"
+        if type(weight) is not nn.Parameter:
+            return f"its weight is a {type(weight).__name__}"
+        if weight.dtype not in _DTYPES:
+            return f"its weight is {weight.dtype}"
+        if not weight.numel():
+            return "its weight has no entries"
         hooks = [*module._forward_hooks.values(), *module._backward_hooks.values()]
         before = module._forward_pre_hooks.values()
         if hooks or any(not isinstance(hook, BasePruningMethod) for hook in before):

@@ -25,7 +25,7 @@ class LayerConversion:
 
     @property
     def density(self) -> float:
-        return self.active / self.weights
+        return self.active / self.weights if self.weights else 0.0
 
     @property
     def converted(self) -> bool:

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torch.nn.utils import prune
 from torch.optim import Optimizer
 
@@ -23,11 +24,13 @@ from .choose import (
     Overrides,
     Predicate,
     base_of,
+    check_not_wrapped,
     is_pruned,
     masks_of,
     matrices,
     reasons_to_leave,
     settings_of,
+    weighted_modules,
 )
 from .report import LayerConversion, SparsifyReport
 
@@ -73,8 +76,8 @@ def sparsify(
 
     Raises:
         TypeError: a mask that is no bool tensor; an override that is neither a density nor a dict.
-        ValueError: an unknown name; a model that is itself a layer (nothing holds it, so nothing can be
-            replaced: use ``SparseLinear.from_dense``).
+        ValueError: an unknown name; a model wrapped in ``DistributedDataParallel`` or FSDP; a model that is itself a
+            layer (nothing holds it, so nothing can be replaced: use ``SparseLinear.from_dense``).
     """
     if init not in ("scratch", "magnitude"):
         raise ValueError(f"init: expected 'scratch' or 'magnitude', got {init!r}")
@@ -82,7 +85,8 @@ def sparsify(
         kind, sparse = base.__name__, SPARSE[base].__name__
         raise ValueError(f"model: is itself an nn.{kind}; use esl.nn.{sparse}.from_dense(model, density)")
     share = DISTRIBUTIONS.resolve(distribution)
-    weighted = {name: module for name, module in model.named_modules() if matrices(module)}
+    check_not_wrapped(model)
+    weighted: dict[str, Any] = weighted_modules(model)
     reasons = reasons_to_leave(model, weighted, exclude)
     candidates = {name: module for name, module in weighted.items() if not reasons[name]}
     own = settings_of(model, candidates, overrides or {})
@@ -143,10 +147,11 @@ def densify(model: nn.Module) -> None:
     A layer of SpikingJelly's becomes one again, in the step mode that it had.
 
     Raises:
-        ValueError: the model is itself a sparse layer (use its ``to_dense()``).
+        ValueError: the model is itself a sparse layer (use its ``to_dense()``), or is wrapped already.
     """
     if is_sparse(model):
         raise ValueError("model: is itself a sparse layer; use model.to_dense()")
+    check_not_wrapped(model)
     new: dict[nn.Module, nn.Module] = {}
     layer: Any
     for layer in filter(is_sparse, model.modules()):
@@ -238,7 +243,7 @@ def _from_mask(
 def _conversion(name: str, kind: str, module: nn.Module, reason: str) -> LayerConversion:
     layer = sparse_layers(module).get("")
     if layer is None:
-        weights = sum(param.numel() for param in matrices(module))
+        weights = sum(weight.numel() for weight in matrices(module) if not is_lazy(weight))
         return LayerConversion(name, kind, weights, weights, None, reason)
     layout = layer.topology.layout
     weights = layout.rows * layout.cols

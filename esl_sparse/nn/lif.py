@@ -6,6 +6,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from ..ops._library import refuse_script
 from ..ops.lif import SURROGATES, lif
 from .silence import Silence
 
@@ -32,6 +33,8 @@ class LIF(nn.Module):
     """
 
     v: Tensor | None
+
+    __prepare_scriptable__ = refuse_script
 
     def __init__(
         self,

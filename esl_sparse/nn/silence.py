@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from .._cuda import capturing
+from ..ops._library import transformed
 from ..packed import PackedSpikes
 
 CALLS = 100
@@ -27,7 +28,7 @@ class Silence:
 
     def hear(self, neurons: nn.Module, spikes: Tensor | PackedSpikes) -> None:
         """One call of the layer in training. Compiled, captured and traced calls do not count."""
-        if torch.compiler.is_compiling() or self._warned or torch._C._are_functorch_transforms_active():
+        if torch.compiler.is_compiling() or self._warned or transformed():
             return
         self._until_next -= 1
         if self._until_next > 0:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from ..ops._library import refuse_script, transformed
 from ..ops.pack import detect
 from ..ops.pack.op import BrokenInputPromise
 from ..topology import (
@@ -52,6 +53,8 @@ class BlockSparseLayer(nn.Module):
         None  # of another library, and its step mode: see convert.py
     )
 
+    __prepare_scriptable__ = refuse_script
+
     def _set_up(
         self,
         layout: BlockLayout,
@@ -69,9 +72,7 @@ class BlockSparseLayer(nn.Module):
         self._layout = layout
         self._set_input(input)
         count = round(density * layout.blocks)
-        empty = torch.empty(0, dtype=torch.int64, device="cpu")
-        ids = random_absent_ids(empty, layout.blocks, count, generator)
-        self._build(BlockTopology.from_block_ids(ids, layout), bias, device, dtype)
+        self._build(_random_topology(layout, count, generator), bias, device, dtype)
         self.reset_parameters(generator=generator)
 
     def _set_input(self, input: str) -> None:
@@ -93,6 +94,25 @@ class BlockSparseLayer(nn.Module):
         self.register_buffer("ccol_indices", topology.ccol_indices.to(device), persistent=False)
         self.register_buffer("row_indices_t", topology.row_indices_t.to(device), persistent=False)
         self.register_buffer("block_offsets_t", topology.block_offsets_t.to(device), persistent=False)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """Moving and casting leave the index what it is: kernels follow it without looking.
+
+        ``to_empty`` gives a layer whatever was in memory, ``type`` casts integers too. A layer that comes from the meta
+        device has never had an index: it draws one, as the constructor does.
+        """
+        before: dict[str, Any] = {name: self._buffers[name] for name in _INDEX}
+        super()._apply(fn, recurse)
+        index: dict[str, Any] = self._buffers
+        for name, old in before.items():
+            new = index[name]
+            if new is not old and not old.is_meta:
+                index[name] = new.copy_(old) if new.dtype == old.dtype else old.to(new.device)
+        device = self.col_indices.device
+        if before["col_indices"].is_meta and device.type != "meta":
+            drawn = _random_topology(self._layout, self.col_indices.numel(), None)
+            index.update((name, getattr(drawn, name).to(device)) for name in _INDEX)
+        return self
 
     @property
     def topology(self) -> BlockTopology:
@@ -163,7 +183,8 @@ class BlockSparseLayer(nn.Module):
         if not isinstance(x, Tensor):
             raise TypeError(f"x: expected a tensor or PackedSpikes, got {type(x).__name__}")
         device_type = x.device.type
-        if device_type != "meta" and torch.is_autocast_enabled(device_type):
+        narrows = x.is_floating_point() and x.dtype != torch.float64  # what autocast takes
+        if narrows and device_type != "meta" and torch.is_autocast_enabled(device_type):
             return x.to(torch.get_autocast_dtype(device_type))
         if x.dtype != self.values.dtype:
             raise TypeError(f"x: expected {self.values.dtype} like the layer's values, got {x.dtype}")
@@ -182,6 +203,8 @@ class BlockSparseLayer(nn.Module):
             if kind is not self._kind:
                 self._kind = kind
             return y
+        if transformed():  # vmap gives no numbers to look at
+            return run(*_FLOAT)
         found = detect(x)
         if found is None:
             if self.input == "levels":
@@ -248,6 +271,14 @@ class BlockSparseLayer(nn.Module):
             if self.bias is not None:
                 dense.bias.copy_(self.bias)
         return dense
+
+    def __delattr__(self, name: str) -> None:
+        if name == "values":
+            raise AttributeError(
+                f"{type(self).__name__}.values cannot be parametrised or deleted: its entries belong to blocks that "
+                "move; torch.func.functional_call computes with other values"
+            )
+        super().__delattr__(name)
 
     @classmethod
     @torch.no_grad()
@@ -377,6 +408,14 @@ def fill(tensor: Tensor, generator: torch.Generator | None, draw: Callable[[Tens
         draw(tensor)
     else:
         tensor.copy_(draw(torch.empty_like(tensor, device=generator.device)))
+
+
+def _random_topology(layout: BlockLayout, count: int, generator: torch.Generator | None) -> BlockTopology:
+    """Exactly ``count`` blocks, uniformly, on the CPU."""
+    empty = torch.empty(0, dtype=torch.int64, device="cpu")
+    with torch.device("cpu"):
+        ids = random_absent_ids(empty, layout.blocks, count, generator)
+    return BlockTopology.from_block_ids(ids, layout)
 
 
 def _block_means(weight: Tensor, layout: BlockLayout) -> Tensor:

@@ -8,14 +8,18 @@ them.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 _library = torch.library.Library("esl_sparse", "DEF")
 
 raw = torch.ops.esl_sparse
+
+NO_TORCHSCRIPT = "esl_sparse: its layers are no TorchScript; torch.export.export takes them"
 
 
 def define(schema: str, implementation: Callable, fake: Callable) -> Callable:
@@ -38,14 +42,20 @@ def define(schema: str, implementation: Callable, fake: Callable) -> Callable:
 
 
 def _eager(tensor: Tensor) -> bool:
-    """Whether nothing looks on: no compiler, no torch.func transform, no dispatch mode, no tensor subclass."""
+    """Whether nothing looks on: no compiler, no torch.func transform or old vmap, no dispatch mode, no subclass."""
     return (
         type(tensor) in (Tensor, torch.nn.Parameter)
         and not tensor.is_meta
         and not torch.compiler.is_compiling()
         and not is_in_torch_dispatch_mode()
-        and not torch._C._are_functorch_transforms_active()
+        and not transformed()
+        and not torch._C._functorch.is_legacy_batchedtensor(tensor)  # autograd.grad(is_grads_batched=True)
     )
+
+
+def transformed() -> bool:
+    """Whether a torch.func transform is active."""
+    return torch._C._are_functorch_transforms_active()
 
 
 def apply(function: type[torch.autograd.Function], *args):
@@ -53,8 +63,10 @@ def apply(function: type[torch.autograd.Function], *args):
 
     A layer of 16 neurons takes 60 us forward and backward; the binding alone would add 50 (``inspect.signature``).
     """
-    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+    if torch.compiler.is_compiling() or transformed():
         return function.apply(*_distinct(args))
+    if torch._C._is_tracing():
+        raise NotImplementedError(NO_TORCHSCRIPT)
     return super(torch.autograd.Function, function).apply(*args)  # type: ignore[misc]
 
 
@@ -67,7 +79,30 @@ def _distinct(args: tuple) -> list:
     return distinct
 
 
-class NoDoubleBackward(torch.autograd.Function):
+def refuse_script(module: torch.nn.Module) -> torch.nn.Module:
+    """As a module's ``__prepare_scriptable__``."""
+    raise NotImplementedError(NO_TORCHSCRIPT)
+
+
+class Function(torch.autograd.Function):
+    """Base of all Functions: under ``torch.func.vmap`` they are called for one element of the batch after the other.
+
+    Kernels take no batch of weights. (A ``jvp`` that says so would keep Dynamo from tracing any of them.)
+    """
+
+    @classmethod
+    def vmap(cls, info: Any, in_dims: tuple, *args: Any) -> tuple[Any, Any]:
+        def of(i: int) -> Any:
+            return pytree.tree_map(lambda x, dim: x if dim is None else x.select(dim, i), args, in_dims)
+
+        calls = [apply(cls, *of(i)) for i in range(info.batch_size)]
+        if isinstance(calls[0], Tensor):
+            return torch.stack(calls), 0
+        outputs = tuple(None if x[0] is None else torch.stack(x) for x in zip(*calls, strict=True))
+        return outputs, tuple(None if x is None else 0 for x in outputs)
+
+
+class NoDoubleBackward(Function):
     """Base of backward Functions: their own backward raises instead of silently dropping a gradient penalty."""
 
     @staticmethod

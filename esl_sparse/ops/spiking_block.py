@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..packed import LANES, PackedSpikes
-from ._library import NoDoubleBackward, apply, differentiable_backward
+from ._library import Function, NoDoubleBackward, apply, differentiable_backward
 from .conv2d.op import Call, conv2d_backward_op, conv2d_op
 from .norm_lif import affine, norm_lif_backward_op, norm_lif_op, panel_stats, vector_dtype
 from .pack.time import repeat_steps, sum_steps
@@ -129,7 +129,7 @@ def _moments(
     return stats[0].to(dtype), (stats[1] + eps).rsqrt().to(dtype)
 
 
-class _SpikingBlock(torch.autograd.Function):
+class _SpikingBlock(Function):
     @staticmethod
     def forward(spec, tau, residual_carrier, residual, *tensors):
         inputs: list[tuple[Any, ...]] = []
@@ -159,7 +159,7 @@ class _SpikingBlock(torch.autograd.Function):
         kept: list[Tensor | None] = []
         for x, stats in zip(_operands(tensors), stats_out, strict=True):
             x = x if x.source is None else x._replace(carrier=None)
-            kept += x._replace(stats=stats) if x.stats is None else x
+            kept.extend(x._replace(stats=stats) if x.stats is None else x)
         ctx.save_for_backward(tau, residual, words if spec.pool > 1 else out, *kept)
 
     @staticmethod

@@ -55,7 +55,7 @@ def follows_gradients(layer: SparseLayer) -> bool:
 def is_sparse(module: nn.Module) -> bool:
     """Whether the module is itself a ``SparseLayer`` (not whether it holds one)."""
     values, topology = getattr(module, "values", None), getattr(module, "topology", None)
-    return isinstance(values, nn.Parameter) and isinstance(topology, BlockTopology)
+    return isinstance(values, Tensor) and isinstance(topology, BlockTopology)
 
 
 def sparse_layers(model: nn.Module) -> dict[str, SparseLayer]:
@@ -64,12 +64,17 @@ def sparse_layers(model: nn.Module) -> dict[str, SparseLayer]:
 
 
 def rewirable_layers(model: nn.Module) -> dict[str, SparseLayer]:
-    """``sparse_layers``, of which there is one at least and no two hold the same values."""
+    """``sparse_layers``: one at least, each with values of its own, which are parameters."""
     layers = sparse_layers(model)
     if not layers:
         raise ValueError("model: has no block-sparse layer; esl.sparsify(model) makes some")
     owners: dict[int, str] = {}
     for name, layer in layers.items():
+        if not isinstance(layer.values, nn.Parameter):
+            raise ValueError(
+                f"model: {name + '.' if name else ''}values is computed from other parameters (by torch's pruning or "
+                "weight_norm), which cannot follow the blocks: remove that first"
+            )
         owner = owners.setdefault(id(layer.values), name)
         if owner != name:
             raise ValueError(
@@ -82,6 +87,8 @@ def following_layers(layers: dict[str, SparseLayer], follower: nn.Module) -> dic
     """The follower's layers under the model's names: they come in the same order."""
     if not isinstance(follower, nn.Module):
         raise TypeError(f"followers: expected modules, got {type(follower).__name__}")
+    if getattr(follower, "use_buffers", False):  # of torch's AveragedModel
+        raise ValueError("followers: with use_buffers AveragedModel averages the index too: leave that out")
     copies = sparse_layers(follower)
     if len(copies) != len(layers):
         raise ValueError(f"followers: expected {len(layers)} sparse layers like the model, got {len(copies)}")

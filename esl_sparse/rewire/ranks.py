@@ -83,7 +83,7 @@ def ranks_of(model: nn.Module, optimizer: Optimizer) -> tuple[nn.Module, Ranks |
         ValueError: one of several processes whose model is not wrapped; sharded parameters or optimiser state.
     """
     for module in model.modules():
-        if any(kind.__name__ in _SHARDED for kind in type(module).__mro__):
+        if is_sharded(module):
             raise ValueError(
                 f"model: {type(module).__name__} shards parameters, and a block's place is in the index of all of "
                 "them: use DistributedDataParallel"
@@ -102,6 +102,11 @@ def ranks_of(model: nn.Module, optimizer: Optimizer) -> tuple[nn.Module, Ranks |
             f"{distributed.get_world_size()} processes, which must choose the same blocks"
         )
     return model, None
+
+
+def is_sharded(module: nn.Module) -> bool:
+    """Whether FSDP has spread the module's parameters over the ranks."""
+    return any(kind.__name__ in _SHARDED for kind in type(module).__mro__)
 
 
 def checksum(topology: BlockTopology) -> Tensor:

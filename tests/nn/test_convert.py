@@ -142,7 +142,7 @@ def test_what_cannot_be_sparse_is_left_dense_and_says_why():
     assert reasons["encoder.linear1"] == "TransformerEncoderLayer reads its weight directly"
     assert reasons["tied"] == "its weight is shared with another module"
     assert "subclass of nn.Linear" in reasons["scaled"]
-    assert reasons["normed.parametrizations.weight"] == "there is no block-sparse ParametrizationList"
+    assert reasons["normed"] == "its weight is computed from other parameters"
     assert reasons["hooked"] == "it has hooks, which would be lost"
     assert reasons["sparse"] == "sparse already"
     assert "norm" not in reasons and not any(layer.converted for layer in report.layers)

@@ -176,7 +176,7 @@ def test_what_cannot_be_sparse_is_left_dense_and_says_why():
     assert reasons["cube"] == "there is no block-sparse Conv3d"
     assert reasons["other"] == "Other, a subclass of nn.Conv2d, may use its weight in its own way"
     assert reasons["hooked"] == "it has hooks, which would be lost"
-    assert reasons["normed.parametrizations.weight"] == "there is no block-sparse ParametrizationList"
+    assert reasons["normed"] == "its weight is computed from other parameters"
     assert reasons["kept"] == "excluded" and reasons["sparse"] == "sparse already"
 
 

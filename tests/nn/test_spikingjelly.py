@@ -13,6 +13,8 @@ pytest.importorskip("spikingjelly", reason="SpikingJelly is not installed")
 
 from spikingjelly.activation_based import functional, layer, neuron, surrogate
 
+from .test_rewired_over_time import patterns, trained
+
 EXAMPLE = Path(__file__).parents[2] / "examples" / "spikingjelly_three_lines.py"
 
 
@@ -85,6 +87,68 @@ def test_it_trains_and_rewires():
         not torch.equal(ids, model[i].topology.block_ids()) for i, ids in zip((0, 4, 7), before, strict=True)
     ]
     assert any(moved)
+
+
+def spiking():
+    return neuron.LIFNode(
+        tau=2.0, decay_input=False, surrogate_function=surrogate.ATan(), detach_reset=True, step_mode="m"
+    )
+
+
+class Attention(torch.nn.Module):
+    """Queries, keys and values are spikes, so there is no softmax: ``[T, N, L, D] -> [T, N, L, D]``."""
+
+    def __init__(self, width, heads):
+        super().__init__()
+        self.heads = heads
+        self.maps = torch.nn.ModuleDict({k: torch.nn.Linear(width, width) for k in ("q", "k", "v", "out")})
+        self.neurons = torch.nn.ModuleDict({k: spiking() for k in ("q", "k", "v", "mixed", "out")})
+
+    def forward(self, x):
+        q, k, v = (
+            self.neurons[name](3 * self.maps[name](x)).unflatten(-1, (self.heads, -1)).transpose(-3, -2)
+            for name in "qkv"
+        )
+        mixed = (q @ k.transpose(-1, -2) @ v / 4).transpose(-3, -2).flatten(-2)
+        return self.neurons["out"](3 * self.maps["out"](self.neurons["mixed"](mixed)))
+
+
+class Spikformer(torch.nn.Module):
+    """Patches by a convolution, one encoder block of attention and an MLP, a head: ``[T, N, 1, 8, 8] -> [N, 4]``."""
+
+    def __init__(self, width=16):
+        super().__init__()
+        self.patches = layer.Conv2d(1, width, 4, stride=4, step_mode="m")
+        self.norm = layer.BatchNorm2d(width, step_mode="m")
+        self.neurons = spiking()
+        self.attention = Attention(width, heads=2)
+        self.mlp = torch.nn.Sequential(
+            torch.nn.Linear(width, 32), spiking(), torch.nn.Linear(32, width), spiking()
+        )
+        self.head = torch.nn.Linear(width, 4)
+
+    def forward(self, x):
+        functional.reset_net(self)
+        tokens = self.neurons(self.norm(self.patches(x))).flatten(3).transpose(-1, -2)
+        tokens = tokens + self.attention(tokens)
+        tokens = tokens + self.mlp(tokens)
+        return self.head(tokens.mean(2)).mean(0)
+
+
+def test_a_spikformer_trains_and_rewires():
+    model = Spikformer()
+    report = esl.sparsify(model, 0.5, distribution="uniform", block_size=2, exclude="head")
+    assert [x.name for x in report.layers if not x.converted] == ["head"] and len(report.layers) == 8
+    x, y = patterns()
+    losses = trained(model, x.repeat(3, 1, 1, 1, 1), y, "momentum")
+    assert losses[-1] < 0.5 * losses[0]
+    functional.reset_net(model)
+    dense = copy.deepcopy(model).eval()
+    esl.densify(dense)
+    assert not any(isinstance(module, esl.nn.SparseLinear) for module in dense.modules())
+    inputs = x.repeat(3, 1, 1, 1, 1)
+    agree = (model.eval()(inputs).argmax(1) == dense(inputs).argmax(1)).float().mean()
+    assert agree > 0.9  # a spike that rounding flips may change a sample
 
 
 def test_step_mode_may_change_later():

@@ -109,7 +109,8 @@ class Problem:
             beta = leaves["beta" + end] = beta.double().requires_grad_()
             if kind == "eval":
                 mean, rstd = (t.double() for t in self.stats[i])
-                y = F.batch_norm(x.flatten(0, 1), mean, rstd**-2, gamma, beta, training=False, eps=0)
+                var = rstd**-2 - 1e-12  # some torch takes no eps of 0
+                y = F.batch_norm(x.flatten(0, 1), mean, var, gamma, beta, training=False, eps=1e-12)
             else:
                 y = F.batch_norm(x.flatten(0, 1), None, None, gamma, beta, training=True, eps=1e-5)
             total = total + y.view(x.shape)

@@ -14,7 +14,7 @@ from torch import Tensor
 from ..._backends import choose
 from ...packed import LANES, MAX_PLANES, Lanes, PackedSpikes
 from ...topology import BlockLayout, BlockTopology
-from .._library import NoDoubleBackward, apply, define, differentiable_backward, empty
+from .._library import Function, NoDoubleBackward, apply, define, differentiable_backward, empty
 from ..pack import reference as pack_reference
 from ..pack.op import from_panels_op, pack_op, to_panels_op
 from . import cuda, native, reference, triton
@@ -135,7 +135,7 @@ class _Conv2dBackward(NoDoubleBackward):
         return grad_x, grad_values, grad_bias
 
 
-class _Conv2d(torch.autograd.Function):
+class _Conv2d(Function):
     """``carrier`` is None for float maps; for packed spikes x holds the words and the carrier takes the gradient."""
 
     @staticmethod
@@ -147,7 +147,10 @@ class _Conv2d(torch.autograd.Function):
         y, _ = conv2d_op(source, values, bias, crow, col, ccol, row_t, offset_t, *call, False)
         g = call.geometry
         y = from_panels_op(y, call.T, call.B).view(call.T * call.B, call.rows, g.Ho, g.Wo)
-        return y.to(values.dtype if carrier is not None else x.dtype), empty(x) if words is x else words
+        dtype = values.dtype if carrier is not None else x.dtype
+        if y.dtype != dtype:  # compiled by torch 2.11, an output that a cast leaves alone gets no gradient
+            y = y.to(dtype)
+        return y, empty(x) if words is x else words
 
     @staticmethod
     def setup_context(ctx, inputs, output):
@@ -178,7 +181,7 @@ class _Conv2d(torch.autograd.Function):
         )
 
 
-class _Conv2dPanels(torch.autograd.Function):
+class _Conv2dPanels(Function):
     """From words to panels; the carrier takes the gradient."""
 
     @staticmethod

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..._backends import choose
-from .._library import NoDoubleBackward, apply, define, differentiable_backward, empty
+from .._library import Function, NoDoubleBackward, apply, define, differentiable_backward, empty
 from . import cuda, native, reference, triton
 from .surrogate import SURROGATES
 
@@ -98,7 +98,7 @@ class _LIFBackwardCallable(NoDoubleBackward):
         return grad_x.to(x.dtype), grad_first, grad_tau
 
 
-class _LIF(torch.autograd.Function):
+class _LIF(Function):
     @staticmethod
     def forward(x, v, tau, v_threshold, v_reset, want_v, surrogate, width, detach_reset):
         return lif_op(x, v, tau, v_threshold, v_reset, want_v)

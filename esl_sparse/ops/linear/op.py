@@ -14,7 +14,7 @@ from torch import Tensor
 from ..._backends import choose
 from ...packed import LANES, Lanes, PackedSpikes
 from ...topology import BlockLayout, BlockTopology
-from .._library import NoDoubleBackward, apply, define, differentiable_backward, empty
+from .._library import Function, NoDoubleBackward, apply, define, differentiable_backward, empty
 from ..pack import reference as pack_reference
 from ..pack.op import broken_promise, pack_words
 from . import cuda, native, reference, triton
@@ -176,7 +176,7 @@ class _LinearBackward(NoDoubleBackward):
         return linear_backward_op(*args)
 
 
-class _Linear(torch.autograd.Function):
+class _Linear(Function):
     """``carrier`` is None for float rows; for packed spikes x holds the words and the carrier takes the gradient."""
 
     @staticmethod

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..._backends import choose
 from ...packed import LANES, MAX_PLANES, Lanes, PackedSpikes
-from .._library import NoDoubleBackward, apply, define, differentiable_backward
+from .._library import Function, NoDoubleBackward, apply, define, differentiable_backward
 from . import cuda, native, reference, triton
 from .layout import rows_shape
 
@@ -101,7 +101,7 @@ class _PackBackward(NoDoubleBackward):
         return from_panels_op(grad_panels, T, B)
 
 
-class _Pack(torch.autograd.Function):
+class _Pack(Function):
     @staticmethod
     def forward(x, planes, scale):
         words = pack_op(x, planes, scale)
@@ -127,7 +127,7 @@ class _UnpackBackward(NoDoubleBackward):
         return to_panels_op(grad)
 
 
-class _Unpack(torch.autograd.Function):
+class _Unpack(Function):
     @staticmethod
     def forward(carrier, words, T, B, scale):
         return unpack_op(words, T, B, scale, carrier.dtype)

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
-from .._library import NoDoubleBackward, apply, differentiable_backward
+from .._library import Function, NoDoubleBackward, apply, differentiable_backward
 from .op import from_panels_op, to_panels_op
 
 
@@ -15,7 +14,7 @@ class _ToPanelsBackward(NoDoubleBackward):
         return from_panels_op(grad, T, B)
 
 
-class _ToPanels(torch.autograd.Function):
+class _ToPanels(Function):
     @staticmethod
     def forward(x):
         return to_panels_op(x)

@@ -6,10 +6,10 @@ import torch
 from torch.nn.functional import pad
 
 from ...packed import LANES, PackedSpikes
-from .._library import apply
+from .._library import Function, apply
 
 
-class _PadPixels(torch.autograd.Function):
+class _PadPixels(Function):
     @staticmethod
     def forward(carrier, words, rows, cols):
         words = words.index_select(2, rows).index_select(3, cols)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..._backends import choose
 from ...packed import LANES, MAX_PLANES, Lanes, PackedSpikes
-from .._library import NoDoubleBackward, apply, define, differentiable_backward
+from .._library import Function, NoDoubleBackward, apply, define, differentiable_backward
 from ..pack.op import to_panels_op
 from . import cuda, native, reference, triton
 from .window import Pair, Window
@@ -117,7 +117,7 @@ class _AvgPoolBackward(NoDoubleBackward):
         return avg_pool_backward_op(*args)
 
 
-class _AvgPool(torch.autograd.Function):
+class _AvgPool(Function):
     @staticmethod
     def forward(carrier, words, sum_planes, divisor, window):
         sums = avg_pool_op(words, sum_planes, *window)
@@ -144,7 +144,7 @@ class _MaxPoolBackward(NoDoubleBackward):
         return max_pool_backward_op(*args)
 
 
-class _MaxPool(torch.autograd.Function):
+class _MaxPool(Function):
     @staticmethod
     def forward(carrier, words, window):
         out = max_pool_op(words, *window)
@@ -171,7 +171,7 @@ class _GlobalAvgPoolBackward(NoDoubleBackward):
         return global_avg_pool_backward_op(*args)
 
 
-class _GlobalAvgPool(torch.autograd.Function):
+class _GlobalAvgPool(Function):
     @staticmethod
     def forward(carrier, words, T, B, scale):
         return global_avg_pool_op(words, T, B, scale, carrier.dtype)

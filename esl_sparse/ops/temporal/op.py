@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..._backends import choose
 from ...topology import BlockLayout, BlockTopology
-from .._library import NoDoubleBackward, apply, define, differentiable_backward, empty
+from .._library import Function, NoDoubleBackward, apply, define, differentiable_backward, empty
 from . import native, reference
 
 
@@ -75,7 +75,7 @@ class _TemporalBackward(NoDoubleBackward):
         return temporal_backward_op(*args)
 
 
-class _Temporal(torch.autograd.Function):
+class _Temporal(Function):
     @staticmethod
     def forward(z, values, crow, col, ccol, row_t, offset_t, rows, cols):
         return temporal_op(z, values, crow, col, ccol, row_t, offset_t, rows, cols)
