@@ -35,7 +35,9 @@ class CMakeBuild(build_ext):
         cmake = tool("cmake", "CMAKE_BIN_DIR")
         # On Windows CMake's default generator finds Visual Studio; Ninja would take any compiler that is on PATH. pip's
         # isolated build has the tools in a new place each time, so they are named each time.
-        ninja = [] if sys.platform == "win32" else ["-GNinja", f"-DCMAKE_MAKE_PROGRAM={tool('ninja', 'BIN_DIR')}"]
+        ninja = (
+            [] if sys.platform == "win32" else ["-GNinja", f"-DCMAKE_MAKE_PROGRAM={tool('ninja', 'BIN_DIR')}"]
+        )
         configure = [
             *(cmake, "-S", str(ROOT), "-B", str(build), *ninja),
             f"-DCMAKE_LIBRARY_OUTPUT_DIRECTORY_RELEASE={build.as_posix()}",
