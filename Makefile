@@ -8,11 +8,12 @@ BIN  := $(VENV)/bin
 NATIVE_SOURCES := setup.py pyproject.toml CMakeLists.txt $(shell find csrc -type f)
 CXX_SOURCES    := $(shell find csrc tests/cpp -name '*.h' -o -name '*.cpp' -o -name '*.cu')
 
-.PHONY: help demo lint test test-all gpu-check clean
+.PHONY: help demo lint test test-all docs gpu-check clean
 
 help:
 	@echo "make demo       train a spiking network on digits: dense, masked and block-sparse (minutes)"
 	@echo "make test       linters, type checker and the tests;  make test-all: the slow ones too"
+	@echo "make docs       the documentation, into build/site"
 	@echo "make gpu-check  the GPU tests with this machine's python3 and no network; log and JSON go to OUT=$(OUT)"
 	@echo "make clean      remove build products (.venv stays)"
 
@@ -30,6 +31,9 @@ test: lint
 
 test-all: lint
 	$(BIN)/pytest -n auto -m "not gpu"
+
+docs: $(VENV)/.installed-docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 gpu-check:
 	OUT="$(OUT)" $(PYTHON) benchmarks/gpu_check.py

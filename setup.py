@@ -33,16 +33,20 @@ class CMakeBuild(build_ext):
         # Not build_temp: that is new for each editable install, and this folder makes builds incremental.
         build = ROOT / "build" / f"cmake-{sys.implementation.cache_tag}"
         cmake = tool("cmake", "CMAKE_BIN_DIR")
-        # pip's isolated build has the tools in a new place each time, so they are named each time.
+        # On Windows CMake's default generator finds Visual Studio; Ninja would take any compiler that is on PATH. pip's
+        # isolated build has the tools in a new place each time, so they are named each time.
+        ninja = (
+            [] if sys.platform == "win32" else ["-GNinja", f"-DCMAKE_MAKE_PROGRAM={tool('ninja', 'BIN_DIR')}"]
+        )
         configure = [
-            *(cmake, "-S", str(ROOT), "-B", str(build), "-G", "Ninja"),
-            f"-DCMAKE_MAKE_PROGRAM={tool('ninja', 'BIN_DIR')}",
-            f"-DPython_EXECUTABLE={sys.executable}",
+            *(cmake, "-S", str(ROOT), "-B", str(build), *ninja),
+            f"-DCMAKE_LIBRARY_OUTPUT_DIRECTORY_RELEASE={build.as_posix()}",
+            f"-DPython_EXECUTABLE={Path(sys.executable).as_posix()}",
             f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
             f"-DESL_BUILD={mode}",
             f"-DESL_CUDA_ARCHS={os.environ.get('ESL_SPARSE_CUDA_ARCHS', '80;90')}",
         ]
-        compile = [cmake, "--build", str(build), "--target", "_C"]
+        compile = [cmake, "--build", str(build), "--config", "Release", "--target", "_C"]
         if jobs := os.environ.get("MAX_JOBS"):
             compile += ["--parallel", jobs]
         try:

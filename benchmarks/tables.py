@@ -93,8 +93,8 @@ def filled(page: str) -> str:
     Raises:
         KeyError: a mark names no table.
     """
-    marked = r"(<!-- table: (.+?) -->\n)(.*?)(\n<!-- end -->)"
-    return re.sub(marked, lambda m: f"{m[1]}\n{TABLES[m[2]]()}\n{m[4]}", page, flags=re.DOTALL)
+    marked = r"(<!-- table: (.+?) -->\n).*?(<!-- end -->)"
+    return re.sub(marked, lambda m: f"{m[1]}\n{TABLES[m[2]]()}\n\n{m[3]}", page, flags=re.DOTALL)
 
 
 if __name__ == "__main__":

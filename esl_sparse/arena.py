@@ -129,3 +129,4 @@ class Lease:
 
 
 arena = Arena()
+"""The one that all layers use."""

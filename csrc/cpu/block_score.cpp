@@ -86,10 +86,10 @@ inline int list_spikes(const Group* group, int64_t groups, int64_t c, const int3
     for (int64_t q = 0; q < group[g].quarters; ++q, word >>= 16) {
       const auto bits = static_cast<__mmask16>(word);
       _mm512_storeu_si512(list + n, _mm512_maskz_compress_epi32(bits, _mm512_loadu_si512(row + q * 16)));
-      n += __builtin_popcount(bits);
+      n += count_ones(bits);
     }
 #else
-    for (; word; word &= word - 1) list[n++] = row[__builtin_ctzll(word)];
+    for (; word; word &= word - 1) list[n++] = row[lowest_one(word)];
 #endif
   }
   return n;
@@ -218,7 +218,7 @@ void block_score(const BlockScore& p) {
 
 int64_t count_spikes(const uint64_t* words, int64_t count) {
   int64_t n = 0;
-  for (int64_t i = 0; i < count; ++i) n += __builtin_popcountll(words[i]);
+  for (int64_t i = 0; i < count; ++i) n += count_ones(words[i]);
   return n;
 }
 

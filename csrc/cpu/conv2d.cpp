@@ -224,7 +224,7 @@ void run_sums(const Runs& runs, const Runs::Run& run, const Rows& rows, int i, c
   f32x16 sum[4] = {zero(), zero(), zero(), zero()}, off[4] = {zero(), zero(), zero(), zero()};
   f32x16 square[4] = {zero(), zero(), zero(), zero()};
   int64_t count = 0;
-  for (int px = 0; px < run.n; ++px) count += __builtin_popcountll(lanes[(run.first + px) / runs.pixels]);
+  for (int px = 0; px < run.n; ++px) count += count_ones(lanes[(run.first + px) / runs.pixels]);
   each([&](int q, uint16_t valid, f32x16 y) { sum[q] = add_where(sum[q], valid, y); });
   const float centre = all(sum) / static_cast<float>(count ? count : 1);
   each([&](int q, uint16_t valid, f32x16 y) {
@@ -245,7 +245,7 @@ void join_sums(const Conv2dForward& p, const Runs& runs, const Scratch& s, int t
     for (int64_t k = 0; k < runs.count(); ++k) {
       const Runs::Run run = runs.run(k);
       int64_t count = 0;
-      for (int px = 0; px < run.n; ++px) count += __builtin_popcountll(s.lanes[(run.first + px) / runs.pixels]);
+      for (int px = 0; px < run.n; ++px) count += count_ones(s.lanes[(run.first + px) / runs.pixels]);
       if (!count) continue;
       const double* of_run = s.sums + (k * p.w.rows + row) * 2;
       const double m = static_cast<double>(count), away = of_run[0] - mean;

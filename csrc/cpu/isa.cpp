@@ -4,6 +4,10 @@
 #include <stdexcept>
 #include <string>
 
+#ifdef _MSC_VER
+#include <intrin.h>
+#endif
+
 namespace esl {
 
 const char* isa_name(Isa isa) {
@@ -36,11 +40,26 @@ bool isa_compiled(Isa isa) {
   }
 }
 
-// One term per -m flag in CMakeLists.txt. __builtin_cpu_supports also asks the operating system (xgetbv) whether it
-// saves the wide registers. f16c is not asked for: older Clang does not know the name, and every processor with AVX2
-// has it.
+#if defined(_MSC_VER) && defined(_M_X64)
+// A bit of eax, ebx, ecx or edx (0 to 3) as cpuid answers for a leaf.
+static bool cpuid_bit(int leaf, int reg, int bit) {
+  int answer[4];
+  __cpuid(answer, 0);
+  if (leaf > answer[0]) return false;
+  __cpuidex(answer, leaf, 0);
+  return (answer[reg] >> bit & 1) != 0;
+}
+#endif
+
+// One term per -m flag in CMakeLists.txt. The operating system must save the wide registers too: that is OSXSAVE and
+// two bits of xgetbv, which __builtin_cpu_supports looks at by itself. f16c is not asked for: older Clang does not know
+// the name, and every processor with AVX2 has it. MSVC compiles nothing for AVX-512.
 bool isa_supported(Isa isa) {
-#if defined(__x86_64__)
+#if defined(_MSC_VER) && defined(_M_X64)
+  const bool saved = cpuid_bit(1, 2, 27) && (_xgetbv(0) & 6) == 6;
+  const bool avx2 = saved && cpuid_bit(7, 1, 5) && cpuid_bit(1, 2, 12) && cpuid_bit(7, 1, 3) && cpuid_bit(7, 1, 8);
+  const bool avx512 = false;
+#elif defined(__x86_64__)
   const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi") &&
                     __builtin_cpu_supports("bmi2");
   const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&

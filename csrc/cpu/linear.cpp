@@ -313,7 +313,7 @@ void event_group(const LinearForward& p, const float* columns, int64_t g, uint64
       std::memset(row, 0, static_cast<size_t>(w.rows) * 4);
     for (int64_t chunk = 0; chunk < chunks; ++chunk)
       for (uint64_t spikes = bits[chunk * 64 + l]; spikes; spikes &= spikes - 1) {
-        const int64_t channel = chunk * 64 + __builtin_ctzll(spikes);
+        const int64_t channel = chunk * 64 + lowest_one(spikes);
         const int64_t cb = channel / w.bn, inside = channel % w.bn;
         for (int64_t q = w.ccol[cb]; q < w.ccol[cb + 1]; ++q) {
           const float* v = columns + (q * w.bn + inside) * w.bm;
@@ -514,7 +514,7 @@ SpikeKernel choose_kernel(const LinearForward& p) {
   if (p.kernel == SpikeKernel::automatic && can_events) {
     const int64_t words = p.lanes.groups() * p.w.cols;
     int64_t spikes = 0;
-    for (int64_t i = 0; i < words; ++i) spikes += __builtin_popcountll(p.words[i]);
+    for (int64_t i = 0; i < words; ++i) spikes += count_ones(p.words[i]);
     const double rate = can_tables ? kEventsBeatTables : kEventsBeatMasked;
     if (static_cast<double>(spikes) < rate * static_cast<double>(words) * kWord) return SpikeKernel::events;
   }

@@ -35,12 +35,12 @@ inline f32x16 load_lanes(const float* p) {
 // to foresee, so what the next block will touch is fetched.
 template <int N>
 inline f32x16 load_panel(const float* p) {
-  __builtin_prefetch(p + kBlock * kWord);
+  prefetch(p + kBlock * kWord);
   return load_lanes<N>(p);
 }
 template <int N>
 inline void store_panel(float* p, f32x16 x) {
-  __builtin_prefetch(p + kBlock * kWord, 1);
+  prefetch_to_write(p + kBlock * kWord);
   N == kLanes ? store(p, x) : store(p, x, N);
 }
 template <int N>

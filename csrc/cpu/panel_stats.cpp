@@ -4,6 +4,8 @@
 // data.
 #include "esl/panel_stats.h"
 
+#include <cmath>
+
 #include "esl/panel_tiles.h"
 #include "esl/simd.h"
 
@@ -60,7 +62,7 @@ void tile_moments(const PanelStats& p, const Tile& tile, Sums* sums, double* out
   for (int64_t c = 0; c < channels; ++c) sums[c].centre = 0;
   clear(sums, channels);
   add(0, tile.pixel);
-  const auto some = static_cast<float>(__builtin_popcountll(s.lanes.valid(0)));
+  const auto some = static_cast<float>(count_ones(s.lanes.valid(0)));
   for (int64_t c = 0; c < channels; ++c) sums[c].centre = sum(load(sums[c].first)) / some;
   clear(sums, channels);
   for (int64_t group = 0; group < s.lanes.groups(); ++group)
@@ -97,7 +99,7 @@ void panel_stats(const PanelStats& p) {
       const int64_t pixels = min(tiles.pixels, s.pixels() - row * tiles.pixels);
       all.add({static_cast<double>(pixels * s.lanes.rows()), part[0], part[C]});
     }
-    p.stats[c] = rows > 0 ? all.mean : __builtin_nan("");
+    p.stats[c] = rows > 0 ? all.mean : double{NAN};
     p.stats[C + c] = all.squares / all.count;
   }
 }

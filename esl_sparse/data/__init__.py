@@ -19,7 +19,6 @@ from .moving import load_moving
 
 __all__ = ["DATASETS", "DataError", "DataNotFoundError", "Dataset", "Split", "load", "options_of"]
 
-# Called with the folder to look in, or None; what else a loader takes by name are the data set's options.
 DATASETS: dict[str, Callable[..., Dataset]] = {
     "mnist": partial(load_idx_dataset, MNIST),
     "fashion-mnist": partial(load_idx_dataset, FASHION_MNIST),
@@ -30,6 +29,7 @@ DATASETS: dict[str, Callable[..., Dataset]] = {
     "dvs-fashion-mnist": partial(load_moving, FASHION_MNIST),
     "dvs-mnist": partial(load_moving, MNIST),
 }
+"""Loaders by name, called with the folder to look in or None; what else one takes by name are its options."""
 
 
 def load(name: str, data_dir: str | os.PathLike[str] | None = None, **options: Any) -> Dataset:

@@ -76,8 +76,10 @@ class Split:
 
 @dataclass(frozen=True)
 class Dataset:
+    """Training and test samples in memory, and where they were found (`source`)."""
+
     name: str
-    source: str  # where it was found
+    source: str
     train: Split
     test: Split
     classes: int

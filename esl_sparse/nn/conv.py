@@ -255,7 +255,9 @@ class _SparseConv(BlockSparseLayer):
         return {name: getattr(module, name) for name in names} | {"bias": module.bias is not None}
 
 
-_ARGUMENTS = """
+class SparseConv2d(_SparseConv):
+    """Block-sparse 2-d convolution: a drop-in for ``nn.Conv2d``.
+
     Args:
         in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode: as for torch's
             layer.
@@ -272,10 +274,6 @@ _ARGUMENTS = """
         values: parameter ``[nnzb, bm, bn]``. bias: parameter ``[out_channels]`` or None.
         topology: a ``BlockTopology`` view of the index buffers.
     """
-
-
-class SparseConv2d(_SparseConv):
-    __doc__ = "Block-sparse 2-d convolution: a drop-in for ``nn.Conv2d``.\n" + _ARGUMENTS
 
     _dense_type = nn.Conv2d
 
@@ -325,7 +323,10 @@ class SparseConv2d(_SparseConv):
 
 
 class SparseConv1d(_SparseConv):
-    __doc__ = "Block-sparse 1-d convolution: a drop-in for ``nn.Conv1d``.\n" + _ARGUMENTS
+    """Block-sparse 1-d convolution: a drop-in for ``nn.Conv1d``.
+
+    Arguments and attributes are those of ``SparseConv2d``.
+    """
 
     _dense_type = nn.Conv1d
 

@@ -14,6 +14,7 @@ Distribution = Callable[[Sequence[Sequence[int]], float], list[float]]
 """``(shapes, density) -> densities``, one for each shape."""
 
 DISTRIBUTIONS: Registry[Distribution] = Registry("distribution")
+"""By name: the densities of layers that together have the density asked for."""
 
 
 @DISTRIBUTIONS.register("uniform")

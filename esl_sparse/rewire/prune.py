@@ -41,6 +41,7 @@ class OwnCount:
 PruneRule = Callable[[ActiveBlocks, int], Tensor] | AcrossLayers | OwnCount
 
 PRUNE_RULES: Registry[PruneRule] = Registry("prune", (AcrossLayers, OwnCount))
+"""Prune rules by name; `@PRUNE_RULES.register("mine")` adds one."""
 
 
 @PRUNE_RULES.register("magnitude")

@@ -17,6 +17,7 @@ from .registry import Registry
 Redistribution = Callable[[Tensor, Tensor | None, Mapping[str, Any]], Tensor]
 
 REDISTRIBUTIONS: Registry[Redistribution] = Registry("redistribute")
+"""By name: how much each layer is to grow, in proportion, where layers exchange blocks."""
 
 
 @REDISTRIBUTIONS.register("magnitude")

@@ -13,6 +13,7 @@ Decay = Callable[[float, float], float]
 """``(alpha, progress) -> fraction to rewire``; progress = iteration / t_end, more than 0 and at most 1."""
 
 SCHEDULES: Registry[Decay] = Registry("schedule")
+"""By name: `(alpha, t / t_end) -> fraction` of a layer's blocks that an update prunes."""
 
 
 @SCHEDULES.register("cosine")

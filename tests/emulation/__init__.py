@@ -6,7 +6,6 @@ what a GPU alone can show (its arithmetic, its memory model, its speed) stays fo
 
 from __future__ import annotations
 
-import fcntl
 import functools
 import importlib.machinery
 import importlib.util
@@ -43,6 +42,8 @@ def _build() -> Path:
         *("-DESL_BUILD=cpu", "-DESL_BUILD_PYTHON=OFF", "-DESL_BUILD_EMULATED=ON"),
     ]
     with open(folder / ".lock", "w") as lock:  # of several test processes the first one builds
+        import fcntl  # not on Windows, where nothing is emulated
+
         fcntl.flock(lock, fcntl.LOCK_EX)
         for command in (configure, [cmake, "--build", str(folder), "--target", "_emulated"]):
             done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
+ONE_LAYER = Path(__file__).parent / "one_layer.py"
 LEFT_BY_WORK = (".*", "build", "dist", "runs", "*.egg-info", "*.so", "__pycache__")
 
 Run = Callable[..., subprocess.CompletedProcess]

@@ -7,6 +7,8 @@
 // Shared by all instruction sets, so it must leave no function behind that the linker could merge (see parallel.h).
 #ifdef __CUDACC__
 #define ESL_INLINE __host__ __device__ __forceinline__
+#elif defined(_MSC_VER)
+#define ESL_INLINE __forceinline
 #else
 #define ESL_INLINE inline __attribute__((always_inline))
 #endif

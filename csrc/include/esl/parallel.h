@@ -29,7 +29,7 @@ void parallel_for(int64_t begin, int64_t end, int threads, F f) {
 
 // The same for work of uneven size: a thread takes the next `chunk` of i when it is free.
 template <class F>
-void parallel_for_dynamic(int64_t begin, int64_t end, int threads, int64_t chunk, F f) {
+void parallel_for_dynamic(int64_t begin, int64_t end, int threads, [[maybe_unused]] int64_t chunk, F f) {
   if (end - begin < threads) threads = static_cast<int>(end - begin);
 #pragma omp parallel for schedule(dynamic, chunk) num_threads(threads) if (threads > 1)
   for (int64_t i = begin; i < end; ++i) f(i);

@@ -5,6 +5,8 @@
 #include <cstdint>
 #include <cstring>
 
+#include "esl/bits.h"
+
 #if defined(ESL_ISA_AVX512) || defined(ESL_ISA_AVX2)
 #include <immintrin.h>
 #endif
@@ -174,7 +176,7 @@ inline uint16_t at_least(f32x16 x, f32x16 y) {
   for (int i = 0; i < 16; ++i) bits |= static_cast<unsigned>(x.v[i] >= y.v[i]) << i;
   return static_cast<uint16_t>(bits);
 }
-inline f32x16 abs(f32x16 x) { ESL_LANEWISE(__builtin_fabsf(x.v[i])) }
+inline f32x16 abs(f32x16 x) { ESL_LANEWISE(magnitude(x.v[i])) }
 inline float sum(f32x16 x) {
   float s[4] = {0, 0, 0, 0};
   for (int i = 0; i < 16; ++i) s[i & 3] += x.v[i];

@@ -31,7 +31,7 @@ inline float exp_negative(float z) {
 // At distance d = u - v_threshold; inverse is 1 / width, so that no neuron divides by it.
 template <Surrogate kind>
 inline float derivative(float d, float width, float inverse) {
-  const float away = __builtin_fabsf(d);
+  const float away = magnitude(d);
   if constexpr (kind == Surrogate::triangle) {
     const float h = 1.f - away * inverse;
     return (h < 0.f ? 0.f : h) * inverse;

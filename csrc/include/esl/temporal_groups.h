@@ -4,6 +4,8 @@
 // of 8 doubles, 4 cycles; event by event it is 64 times about 8.
 #pragma once
 
+#include <cmath>
+
 #include "esl/parallel.h"
 #include "esl/simd.h"
 #include "esl/temporal.h"
@@ -78,7 +80,7 @@ inline void answer(const TemporalForward& p, int64_t at, double weight, double m
   // After the latest causal input, so that backward can tell causal inputs by their times.
   const float least = float_of(bits_of(last) + 1), time = z > least ? z : least;
   const bool spikes = slope > 0 && time <= 3.40282347e38f;
-  p.z_out[at] = spikes ? time : __builtin_inff();
+  p.z_out[at] = spikes ? time : INFINITY;
   p.slope[at] = spikes ? static_cast<float>(slope) : 0.f;
 }
 

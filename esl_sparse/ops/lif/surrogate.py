@@ -40,3 +40,4 @@ SURROGATES: dict[str, Callable[[Tensor, float], Tensor]] = {
     "sigmoid": sigmoid,
     "atan": atan,
 }
+"""By name: `(u - v_threshold, width) -> derivative` of a spike, elementwise."""
