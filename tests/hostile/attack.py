@@ -1,4 +1,5 @@
-"""``python -m tests.hostile.attack [TARGET ...]``: each argument in turn is replaced by each hostile value.
+"""``python -m tests.hostile.attack EVERY [TARGET ...]``: each argument in turn is replaced by each hostile value, or by
+every seventh, say.
 
 Prints the name of every call before it is made, so that the last line says what killed the process, and a line
 that begins with ``BAD`` for an error that is none of those a caller can expect.
@@ -12,14 +13,27 @@ import signal
 import sys
 import warnings
 from collections.abc import Iterator
+from itertools import islice
 from typing import Any
 
 import torch
 
+from esl_sparse.checkpoint import CheckpointError
+
 from .targets import TARGETS
 from .values import hostile
 
-EXPECTED = (TypeError, ValueError, RuntimeError, MemoryError, OverflowError)
+# An AttributeError is Python's answer to an object of another kind, an IndexError torch's to a dimension.
+EXPECTED = (
+    TypeError,
+    ValueError,
+    RuntimeError,
+    MemoryError,
+    OverflowError,
+    AttributeError,
+    IndexError,
+    CheckpointError,
+)
 HEADROOM = 1 << 30  # bytes that a call may ask for
 SECONDS = 20  # that it may take
 
@@ -43,11 +57,11 @@ def call(function: Any, arguments: dict[str, Any]) -> None:
     repr(found)
 
 
-def attack(name: str) -> None:
+def attack(name: str, every: int) -> None:
     function, make = TARGETS[name]
     call(function, make())
-    for argument, good in make().items():
-        for what, value in hostile(good):
+    for i, (argument, good) in enumerate(make().items()):
+        for what, value in islice(hostile(good), i % every, None, every):
             case = f"{name}({argument}: {what})"
             os.write(1, f"{case}\n".encode())
             arguments = make() | {argument: value}
@@ -69,8 +83,8 @@ def main() -> None:
         used = int(file.read().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (used + HEADROOM, used + HEADROOM))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    for name in sys.argv[1:] or TARGETS:
-        attack(name)
+    for name in sys.argv[2:] or TARGETS:
+        attack(name, int(sys.argv[1]))
     os.write(1, b"done\n")
 
 

@@ -121,8 +121,23 @@ def forwards(layer: Callable[[], nn.Module], *x: Callable[[], Any]) -> dict[str,
 
 
 SIZES = {"in_features": 10, "out_features": 6}
-CONV = {"in_channels": 4, "out_channels": 6, "kernel_size": 3, "stride": 1, "padding": 1, "dilation": 1, "groups": 2}
-SPARSE = {"bias": True, "density": 0.5, "block_size": (2, 2), "input": "auto", "dtype": torch.float32, "device": "cpu"}
+CONV = {
+    "in_channels": 4,
+    "out_channels": 6,
+    "kernel_size": 3,
+    "stride": 1,
+    "padding": 1,
+    "dilation": 1,
+    "groups": 2,
+}
+SPARSE = {
+    "bias": True,
+    "density": 0.5,
+    "block_size": (2, 2),
+    "input": "auto",
+    "dtype": torch.float32,
+    "device": "cpu",
+}
 WINDOW = {"kernel_size": 2, "stride": 2, "padding": 0}
 
 
@@ -177,9 +192,9 @@ TARGETS: dict[str, Target] = {
         lambda: spikes(3, 2, 4, 1, 9),
     ),
     **forwards(lambda: esl.nn.TemporalLinear(10, 6, density=0.5), lambda: torch.rand(3, 10) + 1),
-    **forwards(lambda: esl.nn.AvgPool2d(2), frames, lambda: spikes(3, 2, 4, 5, 6)),
-    **forwards(lambda: esl.nn.MaxPool2d(2), frames, lambda: spikes(3, 2, 4, 5, 6)),
-    **forwards(lambda: esl.nn.AdaptiveAvgPool2d(1), frames, lambda: spikes(3, 2, 4, 5, 6)),
+    **forwards(lambda: esl.nn.AvgPool2d(2), lambda: spikes(3, 2, 4, 5, 6)),  # of floats: torch's own
+    **forwards(lambda: esl.nn.MaxPool2d(2), lambda: spikes(3, 2, 4, 5, 6)),
+    **forwards(lambda: esl.nn.AdaptiveAvgPool2d(1), lambda: spikes(3, 2, 4, 5, 6)),
     **forwards(lambda: esl.nn.MergeTime(nn.BatchNorm2d(4)), frames),
     "MergeTime": (esl.nn.MergeTime, lambda: {"module": nn.BatchNorm2d(4)}),
     "TETLoss": (

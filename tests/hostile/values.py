@@ -11,8 +11,24 @@ import torch
 from torch import Tensor, nn
 
 import esl_sparse as esl
+from esl_sparse.functional import Geometry
 
-NUMBERS = (0, -1, True, 2**31, 2**40, 2**63 - 1, 2**63, -(2**63), 10**30, 1.5, 1j, math.nan, math.inf, -math.inf)
+NUMBERS = (
+    0,
+    -1,
+    True,
+    2**31,
+    2**40,
+    2**63 - 1,
+    2**63,
+    -(2**63),
+    10**30,
+    1.5,
+    1j,
+    math.nan,
+    math.inf,
+    -math.inf,
+)
 OBJECTS = (None, "", "nope", b"x", (), (1, 2, 3), [1], {}, object())
 
 
@@ -33,10 +49,10 @@ def hostile(good: Any) -> Iterator[tuple[str, Any]]:
         yield from _spikes(good)
     elif isinstance(good, esl.BlockTopology):
         yield from _topologies(good)
-    elif isinstance(good, esl.BlockLayout):
+    elif isinstance(good, (esl.BlockLayout, Geometry)):
         for name in good._fields:
-            for number in NUMBERS:
-                yield f"layout of {name} {number!r}", good._replace(**{name: number})
+            for number in (*NUMBERS, 1, 2, 7, 100):
+                yield f"{name} {number!r}", good._replace(**{name: number})
     elif isinstance(good, tuple):
         for i in range(len(good)):
             for number in NUMBERS:
@@ -114,5 +130,7 @@ def _topologies(good: esl.BlockTopology) -> Iterator[tuple[str, esl.BlockTopolog
                 yield f"{name} {what}", good._replace(**{name: index})
         yield f"{name} None", good._replace(**{name: None})
     for number in (*NUMBERS, None):
-        for name in good.layout._fields:
+        for name in (
+            good.layout._fields if number != 0 else ()
+        ):  # a layout is checked where a topology is made
             yield f"{name} {number!r}", good._replace(layout=good.layout._replace(**{name: number}))

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..._backends import choose
-from ...topology import BlockLayout, BlockTopology
+from ...topology import BlockLayout, BlockTopology, check_arrays
 from .._library import NoDoubleBackward, apply, define, differentiable_backward, empty
 from . import native, reference
 
@@ -101,6 +101,7 @@ class _Temporal(torch.autograd.Function):
 
 def _check(z: Tensor, topology: BlockTopology) -> None:
     lay = topology.layout
+    check_arrays(topology)
     if (lay.groups, lay.taps) != (1, 1):
         raise ValueError(
             f"topology: expected that of a linear layer, got {lay.groups} groups and {lay.taps} taps"
