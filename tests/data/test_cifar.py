@@ -148,6 +148,14 @@ def test_bad_pickles(home, raw, says):
     assert f"{folder / 'test_batch'} " in str(error.value) and "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("place", [b"r\xff\xff\xff\xff", b"p4294967295\n", b"p-1\n"])
+def test_a_pickle_with_a_huge_table_is_refused(home, place):
+    """Python's unpickler would make room for 2**33 pointers."""
+    folder = folder_with(home, PYTHON, "test_batch", b"\x80\x02}" + place + b".")
+    with pytest.raises(DataError, match=r"it keeps a value at place|cannot be read"):
+        load_cifar(TEN, folder)
+
+
 def test_a_malicious_pickle_does_nothing(home):
     evil = home / "evil"
     folder = folder_with(home, PYTHON, "test_batch", pickle.dumps({"data": Evil(evil)}, protocol=2))

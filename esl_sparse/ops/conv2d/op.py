@@ -214,8 +214,6 @@ class _Conv2dPanelsBackward(NoDoubleBackward):
 
 def _check_topology(topology: BlockTopology, channels: int, g: Geometry) -> None:
     lay = topology.layout
-    check_arrays(topology)
-    g.check()
     if (lay.groups, lay.taps) != (g.groups, g.taps) or lay.rows % g.groups:
         raise ValueError(
             f"topology: expected {g.groups} groups and {g.taps} taps, got {lay.groups} and {lay.taps}"
@@ -233,6 +231,8 @@ def _check_weight(
     device: torch.device,
 ) -> None:
     """Raise ``ValueError`` unless values and bias belong to this topology, and this to an input of these channels."""
+    check_arrays(topology)
+    g.check()
     _check_topology(topology, channels, g)
     lay = topology.layout
     expected = (topology.nnzb, lay.bm, lay.bn)

@@ -101,7 +101,6 @@ class _Temporal(torch.autograd.Function):
 
 def _check(z: Tensor, topology: BlockTopology) -> None:
     lay = topology.layout
-    check_arrays(topology)
     if (lay.groups, lay.taps) != (1, 1):
         raise ValueError(
             f"topology: expected that of a linear layer, got {lay.groups} groups and {lay.taps} taps"
@@ -127,6 +126,7 @@ def temporal(z: Tensor, values: Tensor, topology: BlockTopology) -> tuple[Tensor
     Raises:
         TypeError, ValueError: a wrong dtype, shape or device; a z that is NaN or not above 0.
     """
+    check_arrays(topology)
     _check(z, topology)
     lay = topology.layout
     expected = (topology.nnzb, lay.bm, lay.bn)
