@@ -64,7 +64,16 @@ def read_npz(path: Path) -> Events:
             raise ValueError(f"it unpacks to {unpacked:,} bytes, at most {_LARGEST:,} are read")
         with np.load(path, allow_pickle=False) as file:
             return Events(*(file[name] for name in Events._fields))
-    except (OSError, EOFError, ValueError, KeyError, TypeError, AttributeError, MemoryError, *_DAMAGED) as error:
+    except (
+        OSError,
+        EOFError,
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        MemoryError,
+        *_DAMAGED,
+    ) as error:
         raise DataError(f"{path} is not an npz file of arrays t, x, y, p: {error}.") from None
 
 

@@ -41,7 +41,9 @@ def unpack(raw: bytes, path: Path) -> bytes:
     except (OSError, zlib.error) as error:
         raise DataError(f"{path} is corrupt: its gzip stream cannot be unpacked ({error}).") from None
     if len(content) > _LARGEST:
-        raise DataError(f"{path} is no idx file of these data sets: it unpacks to more than {_LARGEST:,} bytes.")
+        raise DataError(
+            f"{path} is no idx file of these data sets: it unpacks to more than {_LARGEST:,} bytes."
+        )
     return content
 
 

@@ -125,7 +125,7 @@ ROWS = array(IMAGES.flatten(1))
     [
         (content(TEN, TEN.versions[PYTHON], "test_batch")[:-300], "cannot be read"),
         (b"<html>404</html>", "cannot be read"),
-        (b"", "cannot be read: EOFError"),
+        (b"", "cannot be read: ValueError: pickle exhausted before seeing STOP"),
         (b"\x80\x02](K\x01e.", "it holds a list, not a dictionary"),
         (dictionary({b"data": ROWS}), "expected an array 'data' and a list 'labels'"),
         (dictionary({b"data": numbers([1]), b"labels": numbers(LABELS)}), "expected an array 'data'"),
