@@ -29,6 +29,7 @@ from . import (
     saved,
     scan,
     showcase,
+    soak,
     temporal,
     timing,
     vggsnn,
@@ -51,6 +52,7 @@ BENCHMARKS = {
     "overlap": overlap,
     "scan": scan,
     "showcase": showcase,
+    "soak": soak,
     "temporal": temporal,
     "gpu": gpu,
 }

@@ -105,7 +105,11 @@ def _write(state: dict[str, Any], file: Any) -> None:
 
 
 def _check_sums(file: Any) -> None:
+    size = file.seek(0, os.SEEK_END)
     with zipfile.ZipFile(file) as records:
+        # torch stores records as they are. What unpacks to more than the file holds is there to fill memory.
+        if sum(record.file_size for record in records.infolist()) > size:
+            raise ValueError("its records are larger than the file")
         if (damaged := records.testzip()) is not None:
             raise ValueError(f"{damaged} is damaged")
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -76,6 +76,39 @@ class PackedSpikes:
         from .ops.pack import unpack
 
         return unpack(self)
+
+
+def check_spikes(name: str, x: object) -> None:
+    """Raise unless x is ``PackedSpikes`` whose fields fit together: kernels trust it.
+
+    Raises:
+        TypeError: x, or one of its fields, is something else.
+        ValueError: words of another number of planes or lanes; a carrier of another shape.
+    """
+    if not isinstance(x, PackedSpikes):
+        raise TypeError(f"{name}: expected PackedSpikes, got {type(x).__name__}")
+    words: Any = x.words
+    carrier: Any = x.carrier
+    if not isinstance(words, Tensor) or not isinstance(carrier, Tensor):
+        got = f"{type(words).__name__} and {type(carrier).__name__}"
+        raise TypeError(f"{name}: expected PackedSpikes of two tensors, words and carrier, got {got}")
+    if words.dtype != torch.int64 or words.dim() != 5 or not carrier.is_floating_point():
+        got = f"{words.dtype} {tuple(words.shape)} and {carrier.dtype}"
+        raise TypeError(f"{name}: expected int64 words of 5 dims and a floating-point carrier, got {got}")
+    size: Any
+    for size in (x.T, x.B):
+        if not isinstance(size, (int, torch.SymInt)) or size < 0:
+            raise ValueError(f"{name}: expected T and B of at least 0, got {x.T!r} and {x.B!r}")
+    planes, *panels = words.shape
+    if not 1 <= planes <= MAX_PLANES or panels[0] != x.lanes.groups:
+        raise ValueError(
+            f"{name}: expected words of 1 to {MAX_PLANES} planes and {x.lanes.groups} groups of lanes, "
+            f"got {tuple(words.shape)}"
+        )
+    if carrier.shape != (*panels, LANES):
+        raise ValueError(f"{name}: expected a carrier {(*panels, LANES)}, got {tuple(carrier.shape)}")
+    if not isinstance(x.scale, (int, float)):
+        raise TypeError(f"{name}: expected a number as scale, got {type(x.scale).__name__}")
 
 
 def _flatten(p: PackedSpikes) -> tuple[list[Tensor], tuple[int, int, float]]:

@@ -160,8 +160,24 @@ def _first(bad: Tensor) -> int:
     return int(bad.nonzero()[0])
 
 
+def check_layout(layout: BlockLayout) -> None:
+    """Raise unless a weight can be cut so: whole parts, blocks of powers of two, ids of 63 bits."""
+    for name, size in zip(layout._fields, layout, strict=True):
+        if not isinstance(size, int) or isinstance(size, bool) or size < 1:
+            raise ValueError(f"layout: expected {name} to be an int of 1 at least, got {size!r}")
+    if max(layout.bm, layout.bn) > MAX_BLOCK or layout.bm & (layout.bm - 1) or layout.bn & (layout.bn - 1):
+        raise ValueError(f"layout: expected powers of two up to {MAX_BLOCK} as bm and bn, got {layout}")
+    if layout.rows % layout.groups or layout.cols % layout.taps:
+        raise ValueError(f"layout: expected rows in whole groups and columns in whole taps, got {layout}")
+    if max(layout.row_blocks, layout.col_blocks) >= _INT32_MAX:
+        raise ValueError(f"layout: expected fewer than {_INT32_MAX} rows and columns of blocks, got {layout}")
+
+
 def check_block_ids(block_ids: Tensor, layout: BlockLayout) -> None:
     """Raise unless the ids are int64 ``[nnzb]``, in range, sorted and unique; names the first bad entry."""
+    check_layout(layout)
+    if not isinstance(block_ids, Tensor):
+        raise TypeError(f"block_ids: expected a tensor, got {type(block_ids).__name__}")
     if block_ids.dtype != torch.int64 or block_ids.dim() != 1:
         raise TypeError(
             f"block_ids: expected int64 of one dimension, got {block_ids.dtype} {tuple(block_ids.shape)}"
@@ -353,6 +369,26 @@ class BlockTopology(NamedTuple):
         """``values [nnzb, bm, bn]`` of a dense ``[rows, cols]`` tensor at this topology; overhang is 0."""
         grid = to_blocks(dense, self.layout)
         return grid[self.row_indices(), :, self.col_indices.long(), :].contiguous()
+
+
+def check_arrays(topology: BlockTopology) -> None:
+    """Raise unless the arrays are as kernels read them. What they hold is checked where a topology is made."""
+    lay, crow, col, ccol, row_t, offset_t = topology
+    n = col.shape
+    if (
+        crow.shape != (lay.row_blocks + 1,)
+        or ccol.shape != (lay.col_blocks + 1,)
+        or not n == row_t.shape == offset_t.shape
+        or not crow.dtype == col.dtype == ccol.dtype == row_t.dtype == offset_t.dtype == torch.int32
+        or not (crow.is_contiguous() and col.is_contiguous() and ccol.is_contiguous())
+        or not (row_t.is_contiguous() and offset_t.is_contiguous())
+        or not crow.device == col.device == ccol.device == row_t.device == offset_t.device
+    ):
+        got = ", ".join(f"{index.dtype} {tuple(index.shape)} on {index.device}" for index in topology[1:])
+        raise ValueError(
+            f"topology: expected contiguous int32 arrays of {lay.row_blocks + 1}, nnzb, {lay.col_blocks + 1}, nnzb "
+            f"and nnzb entries on one device, got {got}"
+        )
 
 
 def to_blocks(dense: Tensor, layout: BlockLayout) -> Tensor:

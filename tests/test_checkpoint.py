@@ -1,10 +1,12 @@
 """Checkpoints from hostile hands: all parts are restored or none, and files are what was written or refused."""
 
+import copy
 import itertools
 import os
 import pickle
 import random
 import time
+import zipfile
 
 import pytest
 import torch
@@ -586,6 +588,22 @@ class Bomb:
 
     def __reduce__(self):
         return os.mkdir, (str(self.path),)
+
+
+@pytest.mark.parametrize("kind", ["packed", "overlapping"])
+def test_records_that_fill_memory_are_refused(file, kind):
+    """A file of a few kB that would unpack to 64 MB."""
+    content = bytes(1 << 26)
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as records:
+        records.writestr("archive/data.pkl", pickle.dumps({}, protocol=2))
+        records.writestr("archive/data/0", content if kind == "packed" else content[: 1 << 16])
+        if kind == "overlapping":
+            for i in range(1000):
+                twin = copy.copy(records.getinfo("archive/data/0"))
+                twin.filename = f"archive/data/{i + 1}"
+                records.filelist.append(twin)
+    assert file.stat().st_size < 1 << 18
+    refused(file)
 
 
 def test_code_in_a_file_does_not_run(file, tmp_path):

@@ -1,11 +1,12 @@
 import copy
+import dataclasses
 import pickle
 
 import pytest
 import torch
 from torch.utils import _pytree as pytree
 
-from esl_sparse import PackedSpikes
+from esl_sparse import PackedSpikes, functional, nn
 from esl_sparse.functional import pack
 from esl_sparse.packed import Lanes
 
@@ -56,3 +57,36 @@ def test_a_pytree_of_two_tensors():
         True,
     ]
     assert pytree.tree_unflatten(leaves, spec)["a"] == spikes
+
+
+def _mean(spikes):
+    return functional.adaptive_avg_pool2d(spikes, 1)
+
+
+def _layer(spikes):
+    return nn.SparseLinear(5, 4, density=0.5)(spikes)
+
+
+@pytest.mark.parametrize("use", [functional.unpack, _mean, _layer])
+@pytest.mark.parametrize(
+    "field, value, message",
+    [
+        ("words", lambda x: x[:0], "1 to 4 planes and 1 groups"),
+        ("words", lambda x: x.expand(5, -1, -1, -1, -1), "1 to 4 planes and 1 groups"),
+        ("words", lambda x: x[:, :0], "1 to 4 planes and 1 groups"),
+        ("words", lambda x: x.int(), "int64 words of 5 dims"),
+        ("words", lambda x: x[0], "int64 words of 5 dims"),
+        ("words", lambda x: None, "two tensors, words and carrier, got NoneType and Tensor"),
+        ("carrier", lambda x: None, "two tensors, words and carrier, got Tensor and NoneType"),
+        ("carrier", lambda x: x[..., :8], r"a carrier \(1, 1, 1, 5, 64\), got \(1, 1, 1, 5, 8\)"),
+        ("T", lambda x: 100, "and 13 groups of lanes"),
+        ("B", lambda x: -3, "T and B of at least 0, got 2 and -3"),
+        ("B", lambda x: 3.0, "T and B of at least 0, got 2 and 3.0"),
+        ("scale", lambda x: "1", "a number as scale, got str"),
+    ],
+)
+def test_fields_that_do_not_fit_never_reach_a_kernel(use, field, value, message):
+    spikes = pack(torch.ones(2, 3, 5))
+    wrong = dataclasses.replace(spikes, **{field: value(getattr(spikes, field))})
+    with pytest.raises((TypeError, ValueError), match=message):
+        use(wrong)

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+import esl_sparse as esl
 from esl_sparse import BlockLayout, BlockTopology
 from esl_sparse.topology import (
     check_index,
@@ -291,3 +292,36 @@ def test_the_column_index_of_every_backend(backend, poison, threads, rows, cols,
         np.testing.assert_array_equal(ccol, np.concatenate([[0], dense.sum(0).cumsum()]))
         np.testing.assert_array_equal(offset_t, order)
         np.testing.assert_array_equal(row_t, row[order])
+
+
+@pytest.mark.parametrize("field", BlockTopology._fields[1:])
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda index: index.long(),
+        lambda index: index[:-1],
+        lambda index: torch.stack([index, index], 1)[:, 0],
+        lambda index: index.to("meta"),
+    ],
+)
+def test_arrays_that_kernels_cannot_read_are_refused(field, spoil):
+    topology = BlockTopology.from_block_ids(torch.arange(6), BlockLayout(6, 8, 2, 2))
+    wrong = topology._replace(**{field: spoil(getattr(topology, field))})
+    with pytest.raises(ValueError, match=r"topology: expected (contiguous|on)"):
+        esl.functional.linear(torch.ones(3, 8), torch.ones(6, 2, 2), None, wrong)
+
+
+@pytest.mark.parametrize(
+    "layout, message",
+    [
+        (BlockLayout(0, 8, 1, 1), "rows to be an int of 1 at least, got 0"),
+        (BlockLayout(8, 8.0, 1, 1), "cols to be an int of 1 at least, got 8.0"),
+        (BlockLayout(8, 8, 3, 1), "powers of two up to 128"),
+        (BlockLayout(8, 8, 1, 256), "powers of two up to 128"),
+        (BlockLayout(7, 8, 1, 1, groups=2), "rows in whole groups"),
+        (BlockLayout(2**40, 8, 1, 1), "fewer than 2147483647 rows"),
+    ],
+)
+def test_layouts_that_cannot_be(layout, message):
+    with pytest.raises(ValueError, match=message):
+        BlockTopology.from_block_ids(torch.arange(0), layout)

@@ -13,6 +13,7 @@ from .errors import DataError, DataNotFoundError
 logger = logging.getLogger(__name__)
 
 _TIMEOUT_S = 10
+_LARGEST = 1 << 29  # bytes; the largest published archive has 170 MB
 
 
 def download(
@@ -35,7 +36,9 @@ def _fetch(filename: str, mirrors: Sequence[str], check: Callable[[str, bytes], 
         logger.info("downloading %s", url)
         try:
             with urlopen(url, timeout=_TIMEOUT_S) as response:
-                content: bytes = response.read()
+                content: bytes = response.read(_LARGEST + 1)
+            if len(content) > _LARGEST:
+                raise DataError(f"more than {_LARGEST:,} bytes")
             check(filename, content)
         except (OSError, DataError) as error:
             failures.append(f"{url} ({getattr(error, 'reason', error)})")

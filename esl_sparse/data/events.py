@@ -16,7 +16,8 @@ from torch import Tensor
 from .errors import DataError
 
 SENSOR = 128  # pixels on each side of a DVS128
-_DAMAGED = (zipfile.BadZipFile, zlib.error)
+_DAMAGED = (zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError)  # ..., a password
+_LARGEST = 1 << 30  # bytes of an unpacked recording; those of CIFAR10-DVS have tens of MB
 
 
 class Events(NamedTuple):
@@ -57,9 +58,22 @@ def read_aedat(path: Path) -> Events:
 def read_npz(path: Path) -> Events:
     """Read a recording stored as arrays `t`, `x`, `y`, `p`, as SpikingJelly keeps them."""
     try:
+        with zipfile.ZipFile(path) as archive:
+            unpacked = sum(member.file_size for member in archive.infolist())
+        if unpacked > _LARGEST:
+            raise ValueError(f"it unpacks to {unpacked:,} bytes, at most {_LARGEST:,} are read")
         with np.load(path, allow_pickle=False) as file:
             return Events(*(file[name] for name in Events._fields))
-    except (OSError, EOFError, ValueError, KeyError, TypeError, AttributeError, *_DAMAGED) as error:
+    except (
+        OSError,
+        EOFError,
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        MemoryError,
+        *_DAMAGED,
+    ) as error:
         raise DataError(f"{path} is not an npz file of arrays t, x, y, p: {error}.") from None
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import io
 import math
 import struct
 import zlib
@@ -15,6 +16,7 @@ from torch import Tensor
 from .errors import DataError
 
 _UINT8 = 0x08
+_LARGEST = 1 << 28  # bytes of an unpacked file; the published ones have up to 47 MB
 
 
 def read_idx(path: Path, sha256: str | None = None) -> Tensor:
@@ -32,11 +34,17 @@ def unpack(raw: bytes, path: Path) -> bytes:
     if raw[:2] != b"\x1f\x8b":
         raise DataError(f"{path} is not a gzip file: expected the first bytes 1f 8b, found {_hex(raw[:2])}.")
     try:
-        return gzip.decompress(raw)
+        with gzip.GzipFile(fileobj=io.BytesIO(raw)) as file:
+            content = file.read(_LARGEST + 1)
     except EOFError:
         raise DataError(f"{path} is truncated: the gzip stream ends after {len(raw):,} bytes.") from None
     except (OSError, zlib.error) as error:
         raise DataError(f"{path} is corrupt: its gzip stream cannot be unpacked ({error}).") from None
+    if len(content) > _LARGEST:
+        raise DataError(
+            f"{path} is no idx file of these data sets: it unpacks to more than {_LARGEST:,} bytes."
+        )
+    return content
 
 
 def parse_idx(content: bytes, path: Path, sha256: str | None = None) -> Tensor:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import pickle
+import pickletools
 from typing import Any
 
 import numpy as np
@@ -62,6 +63,10 @@ def read_pickle(content: bytes) -> dict[bytes, Any]:
         pickle.UnpicklingError: it holds something else, or cannot be read.
     """
     try:
+        for opcode, place, _ in pickletools.genops(content):
+            # The unpickler keeps a table as long as the largest place in it.
+            if opcode.name in ("PUT", "LONG_BINPUT") and not 0 <= place < len(content):
+                raise pickle.UnpicklingError(f"it keeps a value at place {place}")
         values = _Unpickler(io.BytesIO(content), encoding="bytes").load()
     except pickle.UnpicklingError:
         raise

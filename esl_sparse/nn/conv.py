@@ -19,7 +19,7 @@ from ..ops.conv2d import (
 from ..ops.pack import pack_tensor
 from ..ops.pack.op import to_panels_op
 from ..ops.pack.pixels import pad_pixels
-from ..packed import Lanes, PackedSpikes
+from ..packed import Lanes, PackedSpikes, check_spikes
 from ..topology import BlockTopology, resolve_block_size
 from .sparse import BlockSparseLayer
 
@@ -192,6 +192,7 @@ class _SparseConv(BlockSparseLayer):
         )
 
     def _spikes(self, x: PackedSpikes, currents: bool) -> Tensor:
+        check_spikes("x", x)
         geometry = self.geometry(*x.words.shape[2:4])
         operands = (self._bordered(x), self.values, self.bias, self.topology, geometry)
         return conv2d_panels(*operands)[0] if currents else conv2d_packed(*operands)
@@ -359,6 +360,7 @@ class SparseConv1d(_SparseConv):
         The result has as many dimensions as x; that of PackedSpikes is ``[T, B, C, L]``.
         """
         if isinstance(x, PackedSpikes):
+            check_spikes("x", x)
             if x.words.shape[2] != 1:
                 raise ValueError(f"x: expected PackedSpikes (T, B, {self.in_channels}, 1, L), got {x.shape}")
             return self._spikes(x, currents=False).squeeze(-2)

@@ -14,7 +14,7 @@ from ..ops.pack import pack_tensor
 from ..ops.pack.panels import to_panels
 from ..ops.pack.time import repeat_steps
 from ..ops.spiking_block import Current, Operands
-from ..packed import PackedSpikes
+from ..packed import PackedSpikes, check_spikes
 from .conv import SparseConv2d
 from .linear import SparseLinear
 
@@ -49,11 +49,11 @@ def checked(name: str, x: Any, conv: Any, channels: int) -> Any:
     if not isinstance(x, (Tensor, PackedSpikes)):
         raise TypeError(f"{name}: expected a tensor or PackedSpikes, got {type(x).__name__}")
     linear = isinstance(conv, SparseLinear)
+    if isinstance(x, PackedSpikes):
+        check_spikes(name, x)
     dims = len(x.shape)
     if isinstance(x, PackedSpikes):
-        fits = (
-            x.words.shape[1] == x.lanes.groups and x.words.shape[4] == channels and (dims == 3 or not linear)
-        )
+        fits = x.words.shape[4] == channels and (dims == 3 or not linear)
     else:
         fits = dims == (3 if linear else 5) and x.shape[2] == channels
     if not fits:

@@ -47,6 +47,7 @@ def _eager(tensor: Tensor) -> bool:
         type(tensor) in (Tensor, torch.nn.Parameter)
         and not tensor.is_meta
         and not torch.compiler.is_compiling()
+        and not tensor.is_neg()  # its memory holds the opposite numbers; the dispatcher makes a copy
         and not is_in_torch_dispatch_mode()
         and not transformed()
         and not torch._C._functorch.is_legacy_batchedtensor(tensor)  # autograd.grad(is_grads_batched=True)

@@ -125,7 +125,7 @@ ROWS = array(IMAGES.flatten(1))
     [
         (content(TEN, TEN.versions[PYTHON], "test_batch")[:-300], "cannot be read"),
         (b"<html>404</html>", "cannot be read"),
-        (b"", "cannot be read: EOFError"),
+        (b"", "cannot be read: ValueError: pickle exhausted before seeing STOP"),
         (b"\x80\x02](K\x01e.", "it holds a list, not a dictionary"),
         (dictionary({b"data": ROWS}), "expected an array 'data' and a list 'labels'"),
         (dictionary({b"data": numbers([1]), b"labels": numbers(LABELS)}), "expected an array 'data'"),
@@ -146,6 +146,14 @@ def test_bad_pickles(home, raw, says):
         load_cifar(TEN, folder)
     assert says in str(error.value)
     assert f"{folder / 'test_batch'} " in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("place", [b"r\xff\xff\xff\xff", b"p4294967295\n", b"p-1\n"])
+def test_a_pickle_with_a_huge_table_is_refused(home, place):
+    """Python's unpickler would make room for 2**33 pointers."""
+    folder = folder_with(home, PYTHON, "test_batch", b"\x80\x02}" + place + b".")
+    with pytest.raises(DataError, match=r"it keeps a value at place|cannot be read"):
+        load_cifar(TEN, folder)
 
 
 def test_a_malicious_pickle_does_nothing(home):

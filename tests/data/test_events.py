@@ -1,10 +1,12 @@
+import io
 import struct
+import zipfile
 
 import numpy as np
 import pytest
 import torch
 
-from esl_sparse.data import DataError
+from esl_sparse.data import DataError, events
 from esl_sparse.data.events import PackedFrames, events_to_frames, pack_frames, read_aedat, read_npz, resized
 
 from .event_files import HEADER, aedat_bytes, random_events
@@ -58,6 +60,31 @@ def test_npz(tmp_path):
     np.savez_compressed(tmp_path / "a.npz", **dict(zip("txyp", events, strict=True)))
     for a, b in zip(read_npz(tmp_path / "a.npz"), events, strict=True):
         np.testing.assert_array_equal(a, b)
+
+
+def npy(shape, content=b""):
+    """An array's file whose header says what it likes."""
+    file = io.BytesIO()
+    np.lib.format.write_array_header_1_0(file, {"descr": "<i8", "fortran_order": False, "shape": shape})
+    return file.getvalue() + content
+
+
+@pytest.mark.parametrize("shape", [(2**40,), (2**62,), (2**40, 2**40), (-1,), (3,)])
+def test_an_npz_that_promises_more_than_it_holds(tmp_path, shape):
+    path = tmp_path / "a.npz"
+    with zipfile.ZipFile(path, "w") as archive:
+        for name in "txyp":
+            archive.writestr(f"{name}.npy", npy(shape, bytes(8)))
+    with pytest.raises(DataError, match=r"is not an npz file of arrays t, x, y, p"):
+        read_npz(path)
+
+
+def test_a_zip_bomb_is_not_unpacked(tmp_path, monkeypatch):
+    path = tmp_path / "a.npz"
+    np.savez_compressed(path, **{name: np.zeros(1 << 16, np.int64) for name in "txyp"})
+    monkeypatch.setattr(events, "_LARGEST", 1 << 20)
+    with pytest.raises(DataError, match=r"it unpacks to 2,\d\d\d,\d\d\d bytes, at most 1,048,576 are read"):
+        read_npz(path)
 
 
 def test_bad_npz(tmp_path):

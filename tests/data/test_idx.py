@@ -1,10 +1,11 @@
 import gzip
 import hashlib
+import tracemalloc
 
 import pytest
 import torch
 
-from esl_sparse.data import DataError
+from esl_sparse.data import DataError, idx
 from esl_sparse.data.idx import read_idx
 
 from .idx_files import idx_bytes
@@ -48,6 +49,26 @@ def test_bad_file_is_named_with_expected_and_found(tmp_path, name, damage, says)
         read_idx(path)
     assert str(path) in str(error.value)
     assert says in str(error.value)
+
+
+def test_a_gzip_bomb_is_not_unpacked(tmp_path, monkeypatch):
+    path = tmp_path / "f.gz"
+    path.write_bytes(gzip.compress(bytes(1 << 20)))
+    monkeypatch.setattr(idx, "_LARGEST", 1 << 16)
+    tracemalloc.start()
+    with pytest.raises(DataError, match="it unpacks to more than 65,536 bytes") as error:
+        read_idx(path)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert str(path) in str(error.value) and peak < 1 << 19
+
+
+@pytest.mark.parametrize("rank", [1, 9, 255])
+def test_a_header_of_huge_sizes_allocates_nothing(tmp_path, rank):
+    path = tmp_path / "f"
+    path.write_bytes(bytes([0, 0, 8, rank]) + b"\xff" * 4 * rank)
+    with pytest.raises(DataError, match="has the wrong size"):
+        read_idx(path)
 
 
 def test_one_flipped_bit_fails_the_checksum(tmp_path):

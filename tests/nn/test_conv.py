@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 import esl_sparse as esl
+from esl_sparse.functional import Geometry, conv2d
 from esl_sparse.nn import LIF, SparseConv1d, SparseConv2d
 
 from .. import oracle
@@ -258,3 +259,13 @@ def test_training_lowers_the_loss(backend):
         optimizer.step()
         losses.append(loss.item())
     assert losses[-1] < 0.5 * losses[0], losses
+
+
+@pytest.mark.parametrize("field", [name for name in Geometry._fields if name not in ("groups", "kh", "kw")])
+@pytest.mark.parametrize("number", [-1, 2**40, 2**62])
+def test_a_geometry_that_cannot_be_is_refused(field, number):
+    layer = SparseConv2d(4, 6, 3, padding=1, density=0.5)
+    x = torch.ones(2, 4, 5, 6)
+    geometry = layer.geometry(5, 6)._replace(**{field: number})
+    with pytest.raises(ValueError, match=r"geometry: expected one that Geometry\.of makes|x: expected shape"):
+        conv2d(x, layer.values, layer.bias, layer.topology, geometry)

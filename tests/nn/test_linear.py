@@ -546,3 +546,12 @@ def test_conversions_leave_the_random_state_alone():
     SparseLinear.from_torch_bsr(layer.to_torch_bsr(), layer.bias)
     layer.to_dense()
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_an_input_that_is_negated_lazily(backend):
+    """What ``z.conj().imag`` is where its elements stand side by side: memory holds the opposite."""
+    layer = SparseLinear(5, 4, density=1.0)
+    x = torch.randn(3, 5)
+    lazy = torch._neg_view(x.neg())
+    assert lazy.is_neg() and lazy.is_contiguous() and torch.equal(lazy, x)
+    assert torch.equal(layer(lazy), layer(x))

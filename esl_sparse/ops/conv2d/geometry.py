@@ -6,6 +6,8 @@ from torch import Tensor
 
 from ...topology import BlockLayout
 
+_FARTHEST = 1 << 31  # pixels
+
 
 class Geometry(NamedTuple):
     """Where a convolution reads: input pixel of output ``(y, x)`` at tap ``(i, j)`` is
@@ -63,6 +65,19 @@ class Geometry(NamedTuple):
         (top, left), (Ho, Wo) = first, out
         return cls(groups, *size, Ho, Wo, *kernel_size, *stride, top, left, *dilation)
 
+    def check(self) -> None:
+        """Raise unless this is a geometry as ``of`` makes it, whose places a kernel can count; it trusts them."""
+        for axis, n, out, k, s, p, d in (
+            ("height", self.H, self.Ho, self.kh, self.stride_h, self.padding_h, self.dilation_h),
+            ("width", self.W, self.Wo, self.kw, self.stride_w, self.padding_w, self.dilation_w),
+        ):
+            # "same" adds one more after the map than before it where it cannot add as many.
+            last = (out - 1) * s + d * (k - 1)
+            if min(n, out, k, s, d) < 1 or not 0 <= p < _FARTHEST or not last <= n + 2 * p < _FARTHEST:
+                raise ValueError(
+                    f"geometry: expected one that Geometry.of makes, its {axis} cannot be: {self}"
+                )
+
     @property
     def taps(self) -> int:
         return self.kh * self.kw
@@ -74,7 +89,8 @@ def _both(padding: tuple[int, int] | str) -> tuple[int | None, int | None]:
         return None, None
     if padding == "valid":
         return 0, 0
-    assert isinstance(padding, tuple)
+    if not isinstance(padding, tuple) or len(padding) != 2:
+        raise ValueError(f"padding: expected 'same', 'valid' or two numbers, got {padding!r}")
     return padding
 
 

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from ..._backends import choose
-from ...packed import LANES, MAX_PLANES, Lanes, PackedSpikes
-from ...topology import BlockLayout, BlockTopology
+from ...packed import LANES, MAX_PLANES, Lanes, PackedSpikes, check_spikes
+from ...topology import BlockLayout, BlockTopology, check_arrays
 from .._library import Function, NoDoubleBackward, apply, define, differentiable_backward, empty
 from ..pack import reference as pack_reference
 from ..pack.op import from_panels_op, pack_op, to_panels_op
@@ -234,6 +234,8 @@ def _check_weight(
     device: torch.device,
 ) -> None:
     """Raise ``ValueError`` unless values and bias belong to this topology, and this to an input of these channels."""
+    check_arrays(topology)
+    g.check()
     _check_topology(topology, channels, g)
     lay = topology.layout
     expected = (topology.nnzb, lay.bm, lay.bn)
@@ -251,14 +253,9 @@ def _check_weight(
 
 def _check_spikes(x: PackedSpikes, g: Geometry) -> None:
     """Raise ``ValueError`` unless the words are those of so many lanes and pixels: kernels trust it."""
-    planes, groups, H, W, _ = x.words.shape
-    if (H, W) != (g.H, g.W):
+    check_spikes("x", x)
+    if x.words.shape[2:4] != (g.H, g.W):
         raise ValueError(f"x: expected PackedSpikes of {g.H} x {g.W} pixels, got {x.shape}")
-    if groups != x.lanes.groups or not 1 <= planes <= MAX_PLANES:
-        raise ValueError(
-            f"x: expected words of 1 to {MAX_PLANES} planes and {x.lanes.groups} groups of lanes, "
-            f"got {tuple(x.words.shape)}"
-        )
 
 
 def _check_panels(name: str, panels: Tensor, lanes: Lanes, units: tuple[int, int, int]) -> None:
@@ -293,8 +290,9 @@ def conv2d(
     Raises:
         TypeError, ValueError: a wrong dtype, shape or device; an element of x that breaks the promise.
     """
-    if not x.is_floating_point():
-        raise TypeError(f"x: expected a floating-point tensor or PackedSpikes, got {x.dtype}")
+    if not isinstance(x, Tensor) or not x.is_floating_point():
+        got = getattr(x, "dtype", type(x).__name__)
+        raise TypeError(f"x: expected a floating-point tensor, got {got}")
     if x.dtype != values.dtype and x.dtype.itemsize >= values.dtype.itemsize:
         raise TypeError(f"x: expected {values.dtype} like values, or narrower, got {x.dtype}")
     if x.dim() != 4 or x.shape[2:] != (geometry.H, geometry.W):

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from ..._backends import choose
-from ...packed import LANES, Lanes, PackedSpikes
-from ...topology import BlockLayout, BlockTopology
+from ...packed import LANES, Lanes, PackedSpikes, check_spikes
+from ...topology import BlockLayout, BlockTopology, check_arrays
 from .._library import Function, NoDoubleBackward, apply, define, differentiable_backward, empty
 from ..pack import reference as pack_reference
 from ..pack.op import broken_promise, pack_words
@@ -213,6 +213,7 @@ class _Linear(Function):
 
 def _check(topology: BlockTopology, values: Tensor, bias: Tensor | None, device: torch.device) -> None:
     lay = topology.layout
+    check_arrays(topology)
     if values.shape != (topology.nnzb, lay.bm, lay.bn):
         raise ValueError(
             f"values: expected shape {(topology.nnzb, lay.bm, lay.bn)}, got {tuple(values.shape)}"
@@ -251,8 +252,9 @@ def linear(
         TypeError, ValueError: a wrong dtype, shape or device; an element of x that breaks the promise.
     """
     lay = topology.layout
-    if not x.is_floating_point():
-        raise TypeError(f"x: expected a floating-point tensor or PackedSpikes, got {x.dtype}")
+    if not isinstance(x, Tensor) or not x.is_floating_point():
+        got = getattr(x, "dtype", type(x).__name__)
+        raise TypeError(f"x: expected a floating-point tensor, got {got}")
     if x.dtype != values.dtype and x.dtype.itemsize >= values.dtype.itemsize:
         raise TypeError(f"x: expected {values.dtype} like values, or narrower, got {x.dtype}")
     if x.dim() != 2 or x.shape[1] != lay.cols:
@@ -272,6 +274,7 @@ def linear_packed(
         lanes are undefined.
     """
     lay = topology.layout
+    check_spikes("x", x)
     if x.words.shape[2:] != (1, 1, lay.cols):
         raise ValueError(f"x: expected PackedSpikes of shape (T, B, {lay.cols}), got {x.shape}")
     _check(topology, values, bias, x.words.device)

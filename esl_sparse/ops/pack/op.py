@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..._backends import choose
-from ...packed import LANES, MAX_PLANES, Lanes, PackedSpikes
+from ...packed import LANES, MAX_PLANES, Lanes, PackedSpikes, check_spikes
 from .._library import Function, NoDoubleBackward, apply, define, differentiable_backward
 from . import cuda, native, reference, triton
 from .layout import rows_shape
@@ -204,4 +204,5 @@ def pack(x: Tensor, input: str = "auto") -> PackedSpikes:
 
 def unpack(spikes: PackedSpikes) -> Tensor:
     """The float tensor of packed spikes, ``[T, B, C]`` or ``[T, B, C, H, W]``."""
+    check_spikes("spikes", spikes)
     return apply(_Unpack, spikes.carrier, spikes.words, spikes.T, spikes.B, spikes.scale)

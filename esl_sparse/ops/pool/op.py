@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..._backends import choose
-from ...packed import LANES, MAX_PLANES, Lanes, PackedSpikes
+from ...packed import LANES, MAX_PLANES, Lanes, PackedSpikes, check_spikes
 from .._library import Function, NoDoubleBackward, apply, define, differentiable_backward
 from ..pack.op import to_panels_op
 from . import cuda, native, reference, triton
@@ -192,6 +192,7 @@ def _check(x: PackedSpikes, window: Window | None = None) -> Pair:
         raise TypeError(
             f"x: expected PackedSpikes (float tensors: torch's own pooling), got {type(x).__name__}"
         )
+    check_spikes("x", x)
     H, W = x.words.shape[2:4]
     if window is not None:
         window.check(H, W)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..._backends import choose
-from ...topology import BlockLayout, BlockTopology
+from ...topology import BlockLayout, BlockTopology, check_arrays
 from .._library import Function, NoDoubleBackward, apply, define, differentiable_backward, empty
 from . import native, reference
 
@@ -126,6 +126,7 @@ def temporal(z: Tensor, values: Tensor, topology: BlockTopology) -> tuple[Tensor
     Raises:
         TypeError, ValueError: a wrong dtype, shape or device; a z that is NaN or not above 0.
     """
+    check_arrays(topology)
     _check(z, topology)
     lay = topology.layout
     expected = (topology.nnzb, lay.bm, lay.bn)
