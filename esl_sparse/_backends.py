@@ -13,7 +13,7 @@ import torch
 from . import _native
 from ._version import __version__
 
-_CPU_OPS = (
+_OPS = (
     "pack",
     "pool",
     "linear",
@@ -27,10 +27,10 @@ _CPU_OPS = (
 )
 # The ops that each implementation offers, best first: the automatic choice is the first that can serve.
 BACKENDS: dict[str, tuple[str, ...]] = {
-    "native": _CPU_OPS,
+    "native": _OPS,
     "triton": ("pack", "pool", "linear", "conv2d", "lif", "norm_lif", "block_score"),
-    "cuda": tuple(op for op in _CPU_OPS if op not in ("block_score", "temporal")),
-    "reference": _CPU_OPS,
+    "cuda": _OPS,
+    "reference": _OPS,
 }
 _DTYPES = {
     "native": (torch.float32, torch.bfloat16),
