@@ -35,7 +35,9 @@ def _linear(by: str, **fixed: float) -> str:
         wanted = {"inputs": 1024, "outputs": 1024, "lanes": 2048, "mode": "forward+backward", **fixed}
         if all(row[key] == value for key, value in wanted.items()):
             found.setdefault(row[by], {})[row["provider"]] = row["speedup"][1]
-    providers = [name for name in (*BLOCKS, "dense+mask", "torch CSR") if any(name in x for x in found.values())]
+    providers = [
+        name for name in (*BLOCKS, "dense+mask", "torch CSR") if any(name in x for x in found.values())
+    ]
     rows = (
         [f"{key:g}", *(_times(found[key][name]) if name in found[key] else "" for name in providers)]
         for key in sorted(found, reverse=by == "density")
@@ -65,7 +67,12 @@ def _memory(name: str) -> str:
     return _table(
         ["weights", "density", "peak, MB", "of dense"],
         (
-            [row["provider"], f"{row['density']:g}", f"{row['peak'] / 1e6:,.0f}", f"{row['peak'] / dense:.3f}"]
+            [
+                row["provider"],
+                f"{row['density']:g}",
+                f"{row['peak'] / 1e6:,.0f}",
+                f"{row['peak'] / dense:.3f}",
+            ]
             for row in rows
         ),
     )

@@ -29,7 +29,12 @@ def test_as_many_inputs_as_the_paper_has():
 def results(p):
     z_out, slope = temporal(p.z, p.values, p.topology)
     grads = torch.autograd.grad(z_out, (p.z, p.values), p.grad)
-    return z_out.detach(), slope, *grads, temporal_grad_values(p.z.detach(), z_out.detach(), slope, p.grad, p.topology)
+    return (
+        z_out.detach(),
+        slope,
+        *grads,
+        temporal_grad_values(p.z.detach(), z_out.detach(), slope, p.grad, p.topology),
+    )
 
 
 def test_the_same_bits_every_time():

@@ -16,7 +16,18 @@ SOURCES = sorted((ROOT / "csrc" / "cuda").glob("*.cu"))
 if emulation.ENABLED:
     pytest.skip("this process emulates", allow_module_level=True)
 
-OPS = ("pack", "select", "linear", "conv2d", "lif", "norm_lif", "panel_stats", "pool", "block_score", "temporal")
+OPS = (
+    "pack",
+    "select",
+    "linear",
+    "conv2d",
+    "lif",
+    "norm_lif",
+    "panel_stats",
+    "pool",
+    "block_score",
+    "temporal",
+)
 # Every case once, in one precision; the rest of the table is slow.
 SOME = (
     "not threads and not opcheck and not gradcheck and not stripes"

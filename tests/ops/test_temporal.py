@@ -122,7 +122,9 @@ def solve(z, w):
 def check(p: Problem, tolerance: float = 1e-5) -> None:
     z_out, slope = temporal(p.z, p.values, p.topology)
     grad_z, grad_values = torch.autograd.grad(z_out, (p.z, p.values), p.grad, materialize_grads=True)
-    z_out, slope, grad_z, grad_values, grad = (t.detach().cpu() for t in (z_out, slope, grad_z, grad_values, p.grad))
+    z_out, slope, grad_z, grad_values, grad = (
+        t.detach().cpu() for t in (z_out, slope, grad_z, grad_values, p.grad)
+    )
     z, w = p.z.detach().cpu().double().numpy(), p.weight.astype(np.float64)
     expected_z, bound_z = np.zeros_like(z), np.zeros_like(z)
     expected_w, bound_w = np.zeros_like(w), np.zeros_like(w)

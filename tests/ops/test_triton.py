@@ -50,6 +50,16 @@ def test_triton_is_imported_at_the_first_launch():
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
+def test_nothing_is_timed_while_a_graph_is_captured(monkeypatch):
+    shared = pytest.importorskip("esl_sparse.ops._triton_kernels")
+    configs, options = triton_kernels.forward.configs, {"PRECISION": "tf32"}
+    assert shared._affordable(configs, {}, **options) == configs and len(configs) > 1
+    monkeypatch.setattr(shared, "_capturing", lambda: True)
+    assert shared._affordable(configs, {}, **options) == configs[:1]
+    assert shared._time(lambda: pytest.fail("waits for the GPU"), (0.5, 0.2)) == [0.0, 0.0]
+    assert triton_kernels.forward.do_bench is shared._time
+
+
 class Build(NamedTuple):
     chip: str
     kernel: str

@@ -160,9 +160,11 @@ def test_report() -> None:
     report = _backends.backends()
     assert report.native == _native.available()
     assert report.choices["linear, cpu, float64, blocks 4x4"] == "reference"
+    assert report.choices["temporal, cuda, float32"] == ("reference" if report.cuda_why else "cuda")
     text = str(report)
     assert report.version in text
     assert "Triton" in text
+    assert "select: waits to learn whether a score is NaN" in text
     assert ("for " in text) == (not report.cuda_why)
     with _backends.use("native"):
         assert "native (ESL_SPARSE_BACKEND" in str(_backends.backends())
