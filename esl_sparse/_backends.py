@@ -32,7 +32,7 @@ BACKENDS: dict[str, tuple[str, ...]] = {
     "cuda": _OPS,
     "reference": _OPS,
 }
-# What a GPU's work still needs the host for. Inside a captured graph the first three are device-side assertions instead.
+# What a GPU's work needs the host for. In a captured graph pack, temporal and select assert on the device instead.
 _HOST = {
     "pack": "waits to learn whether the input holds what was promised",
     "temporal": "waits to learn whether every z is a time",

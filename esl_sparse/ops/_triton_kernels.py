@@ -26,8 +26,11 @@ def _affordable(configs: list[Config], arguments: dict, **options) -> list[Confi
 
 
 def _time(call: Callable[[], object], quantiles: Sequence[float]) -> Any:
-    """Triton before 3.9 times a single configuration too, and would wait for the GPU while a graph is captured."""
-    return [0.0] * len(quantiles) if _capturing() else do_bench(call, quantiles=quantiles)
+    """For 25 ms: a network has dozens of shapes, each with three kernels.
+
+    Triton before 3.9 times a single configuration too, and would wait for the GPU while a graph is captured.
+    """
+    return [0.0] * len(quantiles) if _capturing() else do_bench(call, warmup=5, rep=20, quantiles=quantiles)
 
 
 def autotune(*configs: Config, key: list[str], zeros: Sequence[str] = ()):

@@ -7,8 +7,10 @@ import sys
 from typing import NamedTuple
 
 import pytest
+import torch
 
 from esl_sparse.ops._library import raw
+from esl_sparse.ops._triton import products
 from esl_sparse.ops.linear import triton as launch
 from esl_sparse.ops.linear.op import Call
 
@@ -48,6 +50,14 @@ def test_block_score_interpreted(selection):
 def test_triton_is_imported_at_the_first_launch():
     code = "import sys, esl_sparse; sys.exit('triton' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_precision(monkeypatch):
+    """Full float32 unless asked for; on ROCm no TF32, which Triton refuses there even for narrow operands."""
+    precision = {dtype: products(dtype)["PRECISION"] for dtype in (torch.float32, torch.bfloat16)}
+    assert precision == {torch.float32: "ieee", torch.bfloat16: "tf32"}
+    monkeypatch.setattr(torch.version, "hip", "7.0")
+    assert {products(dtype)["PRECISION"] for dtype in precision} == {"ieee"}
 
 
 def test_nothing_is_timed_while_a_graph_is_captured(monkeypatch):
