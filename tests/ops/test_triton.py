@@ -11,6 +11,7 @@ import torch
 
 from esl_sparse.ops._library import raw
 from esl_sparse.ops._triton import products
+from esl_sparse.ops.block_score import triton as block_score
 from esl_sparse.ops.linear import triton as launch
 from esl_sparse.ops.linear.op import Call
 
@@ -155,3 +156,48 @@ def test_compiles_ahead_of_time(build, monkeypatch, tmp_path):
     else:
         assert chip.instruction in ptx
     assert usage(compiled.asm["cubin"], tmp_path).stack <= STACK[build.dtype]
+
+
+SCORE_BLOCKS = ((1, 1), (4, 4), (16, 16), (128, 128))
+# chip, kind of x, dtype, block, configuration
+SOME_SCORES = [
+    ("sm_90", "binary", "bfloat16", (4, 4), 1),
+    ("sm_80", "float", "float16", (1, 1), 2),
+    # The worst case for the first configuration, which has to fit everywhere.
+    ("sm_86", "float", "float32", (128, 128), 0),
+]
+ALL_SCORES = [
+    build
+    for chip, kind, (dtype, config), block in itertools.product(
+        CHIPS,
+        ("binary", "float"),
+        [("float32", 0), *(("bfloat16", config) for config in range(3))],
+        SCORE_BLOCKS,
+    )
+    if (build := (chip, kind, dtype, block, config)) not in SOME_SCORES
+]
+
+
+@pytest.mark.parametrize(
+    "build",
+    [*SOME_SCORES, *(pytest.param(build, marks=pytest.mark.slow) for build in ALL_SCORES)],
+    ids=lambda build: "-".join(map(str, build)),
+)
+def test_block_score_compiles_ahead_of_time(build, monkeypatch, tmp_path):
+    chip, kind, dtype, block, config = build
+    kernels = pytest.importorskip("esl_sparse.ops.block_score.triton_kernels")
+    p = Problem(Case(256, 256, (16, 16), T=2, B=64), kind, dtype)
+    x = p.packed().words if p.planes else p.x.detach()
+    tuned = kernels.block_score
+    compiled = capture(monkeypatch, chip, tuned, tuned.configs[config].all_kwargs())
+    block_score.block_score([x], [p.grad], [2], [64], [1.0], 256, 256, *block, 0, 256 // block[0])
+    (made,) = compiled
+    assert made.metadata.shared <= CHIPS["sm_86" if config == 0 else chip].shared_memory
+    ptx = made.asm["ptx"]
+    if dtype == "float32":
+        assert "mma" not in ptx, "TF32 without being asked for"
+    else:
+        assert CHIPS[chip].instruction in ptx
+    # Two accumulators of 128 x 128, and no tensor cores to take them: ptxas spills, and that is slow, not wrong.
+    spills = dtype == "float32" and block == (128, 128)
+    assert usage(made.asm["cubin"], tmp_path).stack <= (1024 if spills else STACK[dtype])
