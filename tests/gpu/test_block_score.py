@@ -6,7 +6,7 @@ from esl_sparse._backends import choose
 from esl_sparse.ops._library import raw
 from esl_sparse.ops.block_score import LayerCall
 
-from ..ops.test_block_score import CASES, FORMS, Problem, arguments, scores_of
+from ..ops.test_block_score import CASES, FORMS, Problem, arguments, scores_of, shifted
 from .cases import on_another_stream
 
 pytestmark = pytest.mark.gpu
@@ -48,6 +48,19 @@ def test_tuned():
     with _backends.use("triton"):
         for _ in range(2):
             p.check(scores_of(on_gpu(p), p.layout).cpu())
+
+
+@pytest.mark.parametrize("backend", BACKENDS[:2])
+@pytest.mark.parametrize("form", ["packed", "float"])
+def test_addresses_do_not_matter(untuned, form, backend):
+    p = Problem(CASES["16x16"], form)
+    ((x, grad),) = on_gpu(p)
+    if isinstance(x, PackedSpikes):
+        x = PackedSpikes(x.carrier, shifted(x.words), x.T, x.B, x.scale)
+    else:
+        x = shifted(x)
+    with _backends.use(backend):
+        p.check(scores_of([LayerCall(x, shifted(grad))], p.layout).cpu())
 
 
 @pytest.mark.parametrize("backend", BACKENDS[:2])
