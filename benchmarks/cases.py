@@ -286,7 +286,7 @@ GPU_DENSITIES = (0.5, 0.3, 0.2, 0.1, 0.05)
 GPU_LINEAR = (LinearCase(4096, 4096, 4096, 0.1), GPU_BLOCKS, GPU_DENSITIES)
 GPU_CONV = (
     [case for case in CONV_CASES if case.lanes == 128 and case.inputs >= 64],
-    GPU_BLOCKS[:4],
+    GPU_BLOCKS,
     (0.3, 0.1),
 )
 GPU_STEP = NetworkCase("vggsnn", 10, 32, 48)

@@ -1,7 +1,8 @@
 """``memory``: what training a 16,384-neuron layer, or VGGSNN, costs in memory, and how that falls with density.
 
 Each variant trains in its own process, so that a peak is its own. Peaks are resident memory above what the
-process held after imports and one tiny training step (which loads the libraries' own scratch). Linux only.
+process held after imports and one tiny training step (which loads the libraries' own scratch). Linux only. With
+``--device cuda`` they are those of torch's allocator, which one process can tell apart.
 """
 
 from __future__ import annotations
@@ -61,7 +62,10 @@ def _mean_square(y: Tensor, target: Tensor) -> Tensor:
 
 def _convolutional(case: NetworkCase, provider: str, density: float) -> nn.Module:
     model = networks.dense(case)
-    return networks.plain(model) if provider == "dense" else networks.sparse("erk", density, model)
+    if provider == "dense":
+        return networks.plain(model)
+    esl.sparsify(model, density, int(provider.partition("x")[0]), distribution="erk")
+    return model
 
 
 class Workload(NamedTuple):
@@ -101,8 +105,38 @@ MODELS = {
 }
 
 
-def train(workload: Workload, case: Any, provider: str, density: float, steps: int) -> dict:
+class Meter:
+    """Bytes that this process has resident, or that torch has allocated on a GPU."""
+
+    def __init__(self, device: str) -> None:
+        self._gpu = device != "cpu"
+
+    def now(self) -> int:
+        return torch.cuda.memory_allocated() if self._gpu else status("VmRSS")
+
+    def peak(self) -> int:
+        return torch.cuda.max_memory_allocated() if self._gpu else status("VmHWM")
+
+    def reset(self) -> None:
+        torch.cuda.reset_peak_memory_stats() if self._gpu else reset_peak()
+
+    def seconds(self, step: Callable[[], None]) -> float:
+        start = time.perf_counter()
+        step()
+        if self._gpu:
+            torch.cuda.synchronize()
+        return time.perf_counter() - start
+
+
+def train(
+    workload: Workload, case: Any, provider: str, density: float, steps: int, device: str = "cpu"
+) -> dict:
     """Train in this process; returns bytes and speed."""
+    with torch.device(device):
+        return _train(workload, case, provider, density, steps, Meter(device))
+
+
+def _train(workload: Workload, case: Any, provider: str, density: float, steps: int, meter: Meter) -> dict:
 
     def step() -> None:
         optimizer.zero_grad()
@@ -117,19 +151,15 @@ def train(workload: Workload, case: Any, provider: str, density: float, steps: i
     esl.arena.release()
     del model, optimizer, x, target
 
-    baseline = status("VmRSS")
-    reset_peak()
+    baseline = meter.now()
+    meter.reset()
     model = workload.network(case, provider, density)
     optimizer = torch.optim.Adam(model.parameters())
-    building = status("VmHWM") - baseline
+    building = meter.peak() - baseline
     x, target = workload.batch(case)
-    reset_peak()
-    seconds = []
-    for _ in range(WARM_STEPS + steps):
-        start = time.perf_counter()
-        step()
-        seconds.append(time.perf_counter() - start)
-    peak = status("VmHWM") - baseline
+    meter.reset()
+    seconds = [meter.seconds(step) for _ in range(WARM_STEPS + steps)]
+    peak = meter.peak() - baseline
 
     parameters, buffers = list(model.parameters()), list(model.buffers())
     slots = [v for state in optimizer.state.values() for v in state.values() if isinstance(v, Tensor)]
@@ -169,6 +199,12 @@ def _child(request: str) -> None:
 
 def measure(provider: str, density: float, case: Any, args: argparse.Namespace) -> dict:
     """A row; where the process dies (no memory), one with ``error``."""
+    if args.device != "cpu":
+        try:
+            found = train(MODELS[args.model], case, provider, density, args.steps, args.device)
+        except torch.OutOfMemoryError as error:
+            found = {"error": str(error)}
+        return {"provider": provider, "density": density, **found}
     request = {"model": args.model, "provider": provider, "density": density, "case": case}
     request |= {"steps": args.steps, "threads": args.threads, "seed": args.seed}
     found = answer([sys.executable, "-m", "benchmarks.memory", json.dumps(request)])
@@ -238,11 +274,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--sweep", action="store_true", help="all densities, and 1x1 blocks too (linear)")
     parser.add_argument("--density", nargs="+", type=float, help="densities instead of 0.1")
     parser.add_argument("--provider", nargs="+", choices=list(LINEAR), help="instead of dense dense+mask 4x4")
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--steps", type=int, default=5, help=f"timed steps, after {WARM_STEPS} more")
 
 
 def is_default(args: argparse.Namespace) -> bool:
-    return args.sweep and not args.density and not args.provider
+    return args.sweep and not args.density and not args.provider and args.device == "cpu"
 
 
 def result_name(args: argparse.Namespace) -> str:
@@ -252,9 +289,11 @@ def result_name(args: argparse.Namespace) -> str:
 def variants(args: argparse.Namespace) -> list[tuple[str, float]]:
     workload = MODELS[args.model]
     densities = args.density or (workload.densities if args.sweep else (0.1,))
-    providers = args.provider or [name for name in workload.providers if args.sweep or name != "1x1"]
-    if unknown := set(providers) - set(workload.providers):
-        raise SystemExit(f"--provider: {args.model} has {', '.join(workload.providers)}, not {unknown.pop()}")
+    # Larger blocks are what a GPU takes by itself.
+    offered = workload.providers if args.device == "cpu" else (*workload.providers, "16x16")
+    providers = args.provider or [name for name in offered if args.sweep or name != "1x1"]
+    if unknown := set(providers) - set(offered):
+        raise SystemExit(f"--provider: {args.model} has {', '.join(offered)}, not {unknown.pop()}")
     if args.quick:
         densities, providers = cases.QUICK_DENSITIES, args.provider or ["dense", "4x4"]
     chosen = []
@@ -269,13 +308,19 @@ def variants(args: argparse.Namespace) -> list[tuple[str, float]]:
 
 
 def run(args: argparse.Namespace, report: Report) -> None:
+    if args.device != "cpu" and not torch.cuda.is_available():
+        sys.exit("benchmarks memory --device cuda: torch sees no GPU on this machine")
     workload = MODELS[args.model]
     case = workload.quick if args.quick else workload.case
     args.steps = 1 if args.quick else args.steps
     conditions = {"case": case._asdict(), "steps": args.steps, "optimiser": "torch.optim.Adam, defaults"}
     report.set("conditions", conditions)
-    report.set("method", "peak resident memory above the process's own, a process for each point")
-    print(f"\n{case}; Adam; MB (1e6 bytes) above the process's own; one process each, not interleaved")
+    if args.device == "cpu":
+        method = "peak resident memory above the process's own, a process for each point"
+    else:
+        method = "peak of what torch has allocated on the GPU, one point after the other in one process"
+    report.set("method", method)
+    print(f"\n{case}; Adam; MB (1e6 bytes); {method}")
     columns = "".join(f"{name:>10}" for name in ("building", *PARTS, "samples/s"))
     print(f"{'provider':11}density     peak /dense {columns}  /dense")
     dense = None

@@ -13,7 +13,7 @@ import torch
 from . import _native
 from ._version import __version__
 
-_CPU_OPS = (
+_OPS = (
     "pack",
     "pool",
     "linear",
@@ -27,10 +27,17 @@ _CPU_OPS = (
 )
 # The ops that each implementation offers, best first: the automatic choice is the first that can serve.
 BACKENDS: dict[str, tuple[str, ...]] = {
-    "native": _CPU_OPS,
+    "native": _OPS,
     "triton": ("pack", "pool", "linear", "conv2d", "lif", "norm_lif", "block_score"),
-    "cuda": tuple(op for op in _CPU_OPS if op not in ("block_score", "temporal")),
-    "reference": _CPU_OPS,
+    "cuda": _OPS,
+    "reference": _OPS,
+}
+# What a GPU's work needs the host for. In a captured graph pack, temporal and select assert on the device instead.
+_HOST = {
+    "pack": "waits to learn whether the input holds what was promised",
+    "temporal": "waits to learn whether every z is a time",
+    "select": "waits to learn whether a score is NaN, and of a stream of scores how many pass",
+    "rewire": "waits for the numbers of blocks that stay and that are new; random places come from a CPU generator",
 }
 _DTYPES = {
     "native": (torch.float32, torch.bfloat16),
@@ -164,6 +171,7 @@ class BackendReport:
     gpu: str | None
     request: str
     choices: dict[str, str]
+    host: dict[str, str]
 
     def __str__(self) -> str:
         if self.native:
@@ -185,10 +193,11 @@ class BackendReport:
             ("GPU", [self.gpu or "none that torch can see"]),
             ("request", [self.request]),
             ("chosen", [f"{call} -> {backend}" for call, backend in self.choices.items()]),
+            ("host, on a GPU", [f"{op}: {why}" for op, why in self.host.items()]),
         ]
         lines = [f"esl_sparse {self.version}, torch {torch.__version__}"]
         for name, values in rows:
-            lines += [f"  {name if i == 0 else '':13} {value}" for i, value in enumerate(values)]
+            lines += [f"  {name if i == 0 else '':14} {value}" for i, value in enumerate(values)]
         return "\n".join(lines)
 
 
@@ -207,20 +216,21 @@ def backends() -> BackendReport:
         import triton
 
         version = triton.__version__
+    calls: list[tuple[str, str, torch.dtype, tuple[int, int] | None]] = [
+        ("linear", "cpu", torch.float32, (4, 4)),
+        ("linear", "cpu", torch.float64, (4, 4)),
+        ("linear", "cuda", torch.bfloat16, (4, 4)),
+        ("linear", "cuda", torch.bfloat16, (16, 16)),
+        *((op, "cuda", torch.float32, None) for op in _OPS if op not in ("linear", "conv2d")),
+    ]
     choices = {}
-    for device, dtype, block in [
-        ("cpu", torch.float32, (4, 4)),
-        ("cpu", torch.float64, (4, 4)),
-        ("cuda", torch.bfloat16, (4, 4)),
-        ("cuda", torch.bfloat16, (16, 16)),
-    ]:
+    for op, device, dtype, block in calls:
         try:
-            choice = choose("linear", device, dtype, block)
+            choice = choose(op, device, dtype, block)
         except ValueError as e:
             choice = f"error: {e}"
-        choices[f"linear, {device}, {str(dtype).removeprefix('torch.')}, blocks {block[0]}x{block[1]}"] = (
-            choice
-        )
+        blocks = f", blocks {block[0]}x{block[1]}" if block else ""
+        choices[f"{op}, {device}, {str(dtype).removeprefix('torch.')}{blocks}"] = choice
     return BackendReport(
         version=__version__,
         native=native,
@@ -240,4 +250,5 @@ def backends() -> BackendReport:
         gpu=torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         request=_request if _request == "auto" else f"{_request} (ESL_SPARSE_BACKEND or set_backend)",
         choices=choices,
+        host=_HOST,
     )

@@ -8,7 +8,8 @@ import torch
 from torch import nn
 
 import esl_sparse as esl
-from esl_sparse import _cuda
+from esl_sparse import BlockLayout, BlockTopology, _cuda
+from esl_sparse.functional import temporal
 from esl_sparse.nn import LIF, AvgPool2d, SparseConv2d, SparseLinear, SpikingBlock
 from esl_sparse.ops import select
 from esl_sparse.ops._library import raw
@@ -53,7 +54,7 @@ def capture(monkeypatch):
         raise AssertionError("waits for the GPU")
 
     with emulation.emulated():
-        for module in ("ops.pack.cuda", "ops.select.cuda", "nn.silence"):
+        for module in ("ops.pack.cuda", "ops.select.cuda", "ops.temporal.op", "nn.silence"):
             monkeypatch.setattr(f"esl_sparse.{module}.capturing", lambda device: True)
         for name in ("item", "tolist", "numpy", "nonzero", "__int__", "__bool__", "__float__", "__index__"):
             monkeypatch.setattr(torch.Tensor, name, refuse)
@@ -73,6 +74,20 @@ def test_nan_in_a_captured_graph(capture):
     score[3] = torch.nan
     with pytest.raises(RuntimeError, match="a score is NaN"):
         select.largest(score, ids, 10, 0)
+
+
+@pytest.fixture
+def two_inputs():
+    return BlockTopology.from_block_ids(torch.arange(2), BlockLayout(1, 2, 1, 1))
+
+
+def test_what_is_no_time_in_a_captured_graph(two_inputs, capture):
+    z, values = torch.tensor([[1.0, 2.0]], requires_grad=True), torch.ones(2, 1, 1, requires_grad=True)
+    z_out, _ = temporal(z, values, two_inputs)
+    z_out.sum().backward()
+    assert torch.equal(z_out, torch.tensor([[3.0]])) and torch.equal(z.grad, torch.ones(1, 2))
+    with pytest.raises(RuntimeError, match="z: expected exp"):
+        temporal(torch.tensor([[1.0, -2.0]]), values, two_inputs)
 
 
 @pytest.fixture(params=["linear", "block", "lif"])

@@ -5,6 +5,7 @@
 #include <tuple>
 
 #include "bindings.h"
+#include "esl/block_score.h"
 #include "esl/check.h"
 #include "esl/conv2d.h"
 #include "esl/norm_lif.h"
@@ -12,6 +13,7 @@
 #include "esl/panel_stats.h"
 #include "esl/pool.h"
 #include "esl/select.h"
+#include "esl/temporal.h"
 #include "esl/transpose_index.h"
 
 namespace esl {
@@ -186,11 +188,57 @@ void bind_pools(py::module_& m) {
   });
 }
 
+// Scores of a linear layer's blocks, and the layer of neurons that fire once.
+void bind_single(py::module_& m) {
+  m.def("cuda_block_score",
+        [](int64_t rows, int64_t cols, int64_t bm, int64_t bn, uintptr_t calls, uintptr_t scale, int64_t call_count,
+           int64_t most_lanes, int dtype, int64_t first, int64_t count, uintptr_t scores, uintptr_t stream) {
+          const BlockScoreCuda p{rows,
+                                 cols,
+                                 bm,
+                                 bn,
+                                 at<const ScoreCallCuda>(calls),
+                                 at<const float>(scale),
+                                 call_count,
+                                 most_lanes,
+                                 dtype_of(dtype),
+                                 first,
+                                 count,
+                                 at<float>(scores)};
+          py::gil_scoped_release release;
+          launch_block_score(p, stream_at(stream));
+        });
+  m.def("cuda_temporal_forward", [](const std::array<int64_t, 10>& w, int64_t samples, uintptr_t z, uintptr_t order,
+                                    uintptr_t z_out, uintptr_t slope, uintptr_t stream) {
+    const TemporalForward p{weight(w), samples, at<const float>(z), at<float>(z_out), at<float>(slope), nullptr,
+                            nullptr,   1};
+    py::gil_scoped_release release;
+    launch_temporal_forward(p, at<const int64_t>(order), stream_at(stream));
+  });
+  m.def("cuda_temporal_backward",
+        [](const std::array<int64_t, 10>& w, int64_t nnzb, int64_t samples, uintptr_t grad, uintptr_t z,
+           uintptr_t z_out, uintptr_t slope, uintptr_t grad_z, uintptr_t grad_values, uintptr_t stream) {
+          const TemporalBackward p{weight(w),
+                                   samples,
+                                   at<const float>(grad),
+                                   at<const float>(z),
+                                   at<const float>(z_out),
+                                   at<const float>(slope),
+                                   at<float>(grad_z),
+                                   at<float>(grad_values),
+                                   nullptr,
+                                   1};
+          py::gil_scoped_release release;
+          launch_temporal_backward(p, nnzb, stream_at(stream));
+        });
+}
+
 }  // namespace
 
 void bind_cuda(py::module_& m) {
   bind_neurons(m);
   bind_pools(m);
+  bind_single(m);
   m.def("cuda_pack", [](uintptr_t rows, int dtype, uintptr_t words, int64_t T, int64_t B, int64_t channels,
                         int64_t pixels, int planes, float scale, uintptr_t broken, uintptr_t stream) {
     check_planes(planes);

@@ -108,6 +108,9 @@ struct LaneCount {
         padded(static_cast<int>(lanes.padded())),
         count(int32(op, "lanes", lanes.count())),
         groups(static_cast<int>(lanes.groups())) {}
+  // In a kernel, of numbers that the launch has checked.
+  ESL_INLINE LaneCount(int B, int count)
+      : B(B), padded((B + 7) / 8 * 8), count(count), groups(static_cast<int>(ceil_div(count, 64))) {}
   // Row of a lane, -1 for padding.
   ESL_INLINE int row(int lane) const {
     if (lane >= count) return -1;

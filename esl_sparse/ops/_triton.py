@@ -15,9 +15,10 @@ def on(device: torch.device) -> AbstractContextManager:
 
 def products(dtype: torch.dtype) -> dict[str, Any]:
     """Options of kernels that multiply: float32 in full, unless torch's own switch allows TF32."""
-    tf32 = torch.backends.cuda.matmul.fp32_precision == "tf32"
+    tf32 = dtype != torch.float32 or torch.backends.cuda.matmul.fp32_precision == "tf32"
     return {
-        "PRECISION": "ieee" if dtype == torch.float32 and not tf32 else "tf32",
+        # Most AMD chips have no TF32, and Triton refuses the word, also where operands are narrow.
+        "PRECISION": "tf32" if tf32 and not torch.version.hip else "ieee",
         "enable_fp_fusion": True,  # off by default from Triton 3.10; full float32 would take twice the time
     }
 

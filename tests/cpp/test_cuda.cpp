@@ -1,12 +1,17 @@
 // The CUDA kernels, emulated (csrc/cuda/launch.h), against the CPU kernels, which have tests of their own.
+#include <algorithm>
+#include <array>
 #include <functional>
+#include <numeric>
 
 #include "../../csrc/cuda/conv2d.h"
+#include "esl/block_score.h"
 #include "esl/norm_lif.h"
 #include "esl/pack.h"
 #include "esl/panel_stats.h"
 #include "esl/pool.h"
 #include "esl/select.h"
+#include "esl/temporal.h"
 #include "esl/transpose_index.h"
 #include "random.h"
 #include "testing.h"
@@ -425,6 +430,120 @@ void pool(const PoolAxis& y, const PoolAxis& x, int64_t channels) {
   same(mean[0], mean[1], 1e-6);
 }
 
+// Against the CPU kernel, within what the order of additions makes; a call of rows is one of spikes, unpacked.
+void block_score(int64_t rows, int64_t cols, int64_t bm, int64_t bn, int64_t first, int64_t count) {
+  Random random{static_cast<uint64_t>(rows * 7 + cols + bm)};
+  std::vector<ScoreCall> calls;
+  std::vector<ScoreCallCuda> on_gpu;
+  std::vector<float> scale;
+  std::vector<std::vector<uint64_t>> words;
+  std::vector<std::vector<float>> grads, floats;
+  const Lanes of_calls[] = {{2, 5}, {1, 70}, {3, 8}, {1, 0}};
+  for (const Lanes& lanes : of_calls) {
+    words.emplace_back(size(lanes.groups() * cols));
+    for (size_t i = 0; i < words.back().size(); ++i)
+      words.back()[i] = random.next() & random.next() & lanes.valid(static_cast<int64_t>(i) / cols);
+    grads.push_back(random.reals(lanes.rows() * rows));
+    floats.emplace_back(size(lanes.rows() * cols));
+    for (int64_t lane = 0; lane < lanes.count(); ++lane)
+      for (int64_t c = 0; c < cols; ++c)
+        if (const int64_t row = lanes.row(lane); row >= 0)
+          floats.back()[size(row * cols + c)] =
+              static_cast<float>(words.back()[size(lane / 64 * cols + c)] >> (lane % 64) & 1);
+    scale.push_back(0.25f * static_cast<float>(scale.size() + 1));
+    calls.push_back({lanes, scale.back(), words.back().data(), grads.back().data(), Dtype::f32});
+  }
+  for (size_t i = 0; i < calls.size(); ++i) {
+    const bool as_rows = i % 2;
+    const Lanes lanes = as_rows ? Lanes{1, calls[i].lanes.rows()} : calls[i].lanes;
+    const void* const x = as_rows ? static_cast<const void*>(floats[i].data()) : words[i].data();
+    const auto address = [](const void* p) { return static_cast<int64_t>(reinterpret_cast<intptr_t>(p)); };
+    on_gpu.push_back({address(x), address(grads[i].data()), lanes.B, lanes.count(), as_rows ? 0 : 1});
+  }
+  const int64_t col_blocks = (cols + bn - 1) / bn, n = static_cast<int64_t>(calls.size());
+  std::vector<float> scores = poison(count * col_blocks), expected = scores;
+  const BlockScoreCuda p{rows, cols, bm,         bn,    on_gpu.data(), scale.data(),
+                         n,    70,   Dtype::f32, first, count,         scores.data()};
+  launch_block_score(p, nullptr);
+  BlockScore e{rows, cols, bm, bn, calls.data(), n, first, count, expected.data(), nullptr, 1};
+  Scratch scratch(ESL_DISPATCH(block_score_scratch, e));
+  e.scratch = scratch.data;
+  ESL_DISPATCH(block_score, e);
+  same(scores, expected, 1e-5);
+  // Narrow gradients: those of the same numbers, wide.
+  std::vector<std::vector<cuda::Bf16>> narrow;
+  for (size_t i = 0; i < grads.size(); ++i) {
+    narrow.emplace_back(grads[i].size());
+    for (size_t k = 0; k < grads[i].size(); ++k) {
+      cuda::narrow(grads[i][k], narrow[i][k]);
+      grads[i][k] = cuda::widen(narrow[i][k]);
+    }
+  }
+  launch_block_score(p, nullptr);
+  expected = scores;
+  for (size_t i = 0; i < narrow.size(); ++i)
+    on_gpu[i].grad = static_cast<int64_t>(reinterpret_cast<intptr_t>(narrow[i].data()));
+  BlockScoreCuda of_narrow = p;
+  of_narrow.dtype = Dtype::bf16;
+  launch_block_score(of_narrow, nullptr);
+  ESL_EXPECT(scores == expected);
+}
+
+void temporal(int64_t rows, int64_t cols, int64_t bm, int64_t bn, int64_t N, double density, int times) {
+  Random random{static_cast<uint64_t>(rows * 31 + cols * 17 + bm * 5 + bn + N)};
+  Weight w(random, rows, cols, bm, bn, density);
+  w.each([&](size_t p, int64_t r, int64_t) {
+    if (r >= 0) w.values[p] = 0.4f * w.values[p] + 0.2f;
+  });
+  std::vector<float> z(size(N * cols)), sorted(z.size());
+  std::vector<int64_t> order(z.size());
+  for (float& one : z) {
+    const double at = times ? static_cast<double>(random.next() % static_cast<uint64_t>(times)) : 5 * random.uniform();
+    one = random.uniform() < 0.1 ? std::numeric_limits<float>::infinity() : static_cast<float>(1 + at);
+  }
+  for (int64_t n = 0; n < N; ++n) {
+    const auto first = order.begin() + n * cols;
+    std::iota(first, first + cols, 0);
+    std::stable_sort(first, first + cols,
+                     [&](int64_t a, int64_t b) { return z[size(n * cols + a)] < z[size(n * cols + b)]; });
+    for (int64_t i = 0; i < cols; ++i) sorted[size(n * cols + i)] = z[size(n * cols + first[i])];
+  }
+  const std::vector<float> grad = random.reals(N * rows);
+  std::vector<float> z_out[2], slope[2], grad_z[2], grad_values[2];
+  for (int i = 0; i < 2; ++i) {
+    z_out[i] = poison(N * rows), slope[i] = poison(N * rows), grad_z[i] = poison(N * cols);
+    grad_values[i] = poison(static_cast<int64_t>(w.values.size()));
+    TemporalForward f{w.view(), N, (i ? z : sorted).data(), z_out[i].data(), slope[i].data(), nullptr, nullptr, 1};
+    // The times of one kernel for both, so that an input just before a spike is so for both.
+    TemporalBackward b{
+        w.view(), N, grad.data(), z.data(), z_out[0].data(), slope[0].data(), grad_z[i].data(), grad_values[i].data(),
+        nullptr,  1};
+    if (i == 0) {
+      launch_temporal_forward(f, order.data(), nullptr);
+      launch_temporal_backward(b, static_cast<int64_t>(w.col.size()), nullptr);
+      continue;
+    }
+    Scratch scratch(ESL_DISPATCH(temporal_forward_scratch, f));
+    f.scratch = scratch.data;
+    ESL_EXPECT(ESL_DISPATCH(temporal_forward, f) == 0);
+    Scratch more(ESL_DISPATCH(temporal_backward_scratch, b));
+    b.scratch = more.data;
+    ESL_DISPATCH(temporal_backward, b);
+  }
+  for (size_t i = 0; i < z_out[0].size(); ++i) {
+    ESL_EXPECT(std::isfinite(z_out[0][i]) == std::isfinite(z_out[1][i]));
+    if (std::isfinite(z_out[0][i])) ESL_EXPECT(close(z_out[0][i], z_out[1][i], 1e-6));
+  }
+  same(slope[0], slope[1], 1e-6);
+  // Bounded by the sum of magnitudes: slopes may be small, and their inverses large.
+  for (int k = 0; k < 2; ++k) {
+    const std::vector<float>&actual = k ? grad_z[0] : grad_values[0], &expected = k ? grad_z[1] : grad_values[1];
+    float largest = 0.f;
+    for (const float x : expected) largest = std::max(largest, std::abs(x));
+    for (size_t i = 0; i < actual.size(); ++i) ESL_EXPECT(std::abs(actual[i] - expected[i]) <= 1e-5f * largest);
+  }
+}
+
 // Sizes that do not fit are said before anything is launched.
 void refuses(const char* what, const std::function<void()>& f) {
   try {
@@ -484,6 +603,28 @@ void run() {
   pool({6, 3, 2, 2, 0, 1}, {7, 3, 2, 2, 0, 1}, 5);
   pool({6, 3, 3, 2, 1, 1}, {7, 4, 3, 2, 1, 1}, 3);
   pool({5, 3, 2, 1, 0, 2}, {6, 2, 2, 4, 0, 1}, 130);
+  for (const auto& block : {std::array<int64_t, 2>{1, 1}, {2, 4}, {4, 4}, {8, 1}, {16, 128}, {128, 2}})
+    for (const int64_t cols : {1, 130}) {
+      const int64_t rows = 37, blocks = (rows + block[0] - 1) / block[0];
+      block_score(rows, cols, block[0], block[1], 0, blocks);
+      block_score(rows, cols, block[0], block[1], blocks / 2, blocks - blocks / 2);
+    }
+  for (const int times : {0, 3}) {
+    for (const int64_t bm : {1, 4, 8})
+      for (const int64_t bn : {1, 2, 16}) temporal(13, 41, bm, bn, 5, 0.5, times);
+    temporal(40, 300, 4, 4, 33, 0.2, times);
+    temporal(1, 1, 1, 1, 1, 1.0, times);
+    temporal(9, 10, 4, 4, 0, 0.5, times);
+    temporal(9, 10, 4, 4, 3, 0.0, times);
+  }
+  refuses("block_score: expected at most 2147418111 lanes", [] {
+    launch_block_score({1, 1, 1, 1, nullptr, nullptr, 1, int64_t{1} << 31, Dtype::f32, 0, 1, nullptr}, nullptr);
+  });
+  refuses("temporal: expected at most 2147418111 inputs", [] {
+    TemporalForward p{};
+    p.w.cols = int64_t{1} << 31;
+    launch_temporal_forward(p, nullptr, nullptr);
+  });
   refuses("pack: expected at most 2147418111 lanes",
           [] { launch_pack({{1 << 20, 1 << 20}, 1, 1, 1, 1.f, nullptr, Dtype::f32, nullptr, 1}, nullptr, nullptr); });
   refuses("unpack: expected at most 2147418111 elements of a sample",

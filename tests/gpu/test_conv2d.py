@@ -62,6 +62,41 @@ def test_tuned(kind, form, dtype):
     check(STEP, kind, form, dtype, "cuda")
 
 
+def statistics():
+    p = Problem(STEP, "binary", "bfloat16", "cuda")
+    return conv2d_panels(p.packed(), p.values, p.bias, p.topology, p.geometry, want_stats=True)[1]
+
+
+def test_the_call_that_tunes_has_the_same_statistics():
+    for kernel in tuned()["conv2d"]:
+        kernel.cache.clear()
+    assert torch.equal(statistics(), statistics())
+
+
+def test_a_graph_that_is_captured_before_tuning(monkeypatch):
+    p = Problem(STEP, "binary", "bfloat16", "cuda")
+    spikes, grad = p.packed(), p.panels(p.grad)
+
+    def everything():
+        y, stats = conv2d_panels(spikes, p.values, p.bias, p.topology, p.geometry, want_stats=True)
+        return stats, *torch.autograd.grad(y, (spikes.carrier, p.values, p.bias), grad)
+
+    with monkeypatch.context() as patch:  # compiled, as modules are not loaded inside a capture
+        for kernel in tuned()["conv2d"]:
+            patch.setattr(kernel, "configs", kernel.configs[:1])
+        expected = everything()
+    for kernel in tuned()["conv2d"]:
+        kernel.cache.clear()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        found = everything()
+    graph.replay()
+    for a, b in zip(found, expected, strict=True):
+        assert torch.equal(a, b)
+    for kernel in tuned()["conv2d"]:
+        kernel.cache.clear()
+
+
 def test_the_same_bits_every_time(untuned):
     p = Problem(STEP, "binary", "bfloat16", "cuda")
 

@@ -232,6 +232,24 @@ def test_strides_do_not_matter(backend):
     assert torch.equal(scores_of(strided, p.layout), scores_of(p.calls, p.layout))
 
 
+def shifted(call):
+    """The same call at addresses that are no multiples of 16."""
+
+    def moved(x):
+        return torch.cat([x.new_zeros(1), x.flatten()])[1:].view(x.shape)
+
+    x, grad = call
+    if isinstance(x, PackedSpikes):
+        return LayerCall(PackedSpikes(x.carrier, moved(x.words), x.T, x.B, x.scale), moved(grad))
+    return LayerCall(moved(x), moved(grad))
+
+
+@pytest.mark.parametrize("form", ["packed", "float"])
+def test_addresses_do_not_matter(backend, form):
+    p = Problem(CASES["16x16"], form)
+    p.check(scores_of([shifted(call) for call in p.calls], p.layout))
+
+
 @pytest.mark.parametrize("form", FORMS)
 def test_opcheck(backend, form):
     p = Problem(CASES["three-calls"], form)

@@ -1,5 +1,6 @@
 """conv2d against torch's own convolution in float64: results and every gradient, by every implementation."""
 
+import copy
 import dataclasses
 import itertools
 import math
@@ -81,6 +82,31 @@ def test_agrees_with_torch(backend, case, kind, form):
 )
 def test_agrees_with_torch_in_every_precision(backend, case, kind, form, dtype):
     check(CASES[case], kind, form, dtype)
+
+
+@pytest.mark.parametrize("backend", [backend for backend in BACKENDS if backend == "triton"], indirect=True)
+def test_tuning_leaves_nothing_in_the_statistics(backend, monkeypatch):
+    """Tiles of all sizes run on the buffers of the call that is tuned, the narrowest most often."""
+    from esl_sparse.ops.conv2d import triton_kernels
+
+    kernel, timed = triton_kernels.forward, []
+
+    def time(call, quantiles):
+        call()
+        timed.append(call)
+        return [1 / len(timed)] * len(quantiles)  # the last one is the fastest
+
+    p = Problem(CASES["16x16"]._replace(T=3, B=60), "binary", "float16")
+    operands = p.packed(), p.values, p.bias, p.topology, p.geometry
+    _, expected = conv2d_panels(*operands, want_stats=True)
+    wider = copy.deepcopy(kernel.configs[0])
+    wider.kwargs["UNITS"] = 2
+    monkeypatch.setattr(kernel, "configs", [*kernel.configs, wider])
+    monkeypatch.setattr(kernel, "do_bench", time)
+    monkeypatch.setattr(kernel, "cache", {})
+    _, stats = conv2d_panels(*operands, want_stats=True)
+    assert len(timed) == 2
+    torch.testing.assert_close(stats, expected, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("kernel", native.KERNELS[1:])

@@ -16,11 +16,23 @@ SOURCES = sorted((ROOT / "csrc" / "cuda").glob("*.cu"))
 if emulation.ENABLED:
     pytest.skip("this process emulates", allow_module_level=True)
 
-OPS = ("pack", "select", "linear", "conv2d", "lif", "norm_lif", "panel_stats", "pool")
+OPS = (
+    "pack",
+    "select",
+    "linear",
+    "conv2d",
+    "lif",
+    "norm_lif",
+    "panel_stats",
+    "pool",
+    "block_score",
+    "temporal",
+)
 # Every case once, in one precision; the rest of the table is slow.
 SOME = (
     "not threads and not opcheck and not gradcheck and not stripes"
-    " and (not test_agrees or float32 or bfloat16 and (16x16 or overhang))"
+    " and (not test_agrees or float32 or bfloat16 and (16x16 or overhang)"
+    " or causal_sets or dense_gradient and (packed or mixed))"
 )
 
 

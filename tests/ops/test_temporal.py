@@ -65,7 +65,9 @@ CASES = {
 class Problem:
     """Random operands; what overhangs the weight holds garbage."""
 
-    def __init__(self, case: Case, dtype: torch.dtype = torch.float32, seed: int = 0) -> None:
+    def __init__(
+        self, case: Case, dtype: torch.dtype = torch.float32, seed: int = 0, device: str = "cpu"
+    ) -> None:
         rng = np.random.default_rng(seed)
         grid = (-(-case.rows // case.block[0]), -(-case.cols // case.block[1]))
         active = rng.random(grid) < case.density
@@ -74,7 +76,7 @@ class Problem:
             active[1::2, 1::2] = True
         self.ids = np.flatnonzero(active)
         layout = BlockLayout(case.rows, case.cols, *case.block)
-        self.topology = BlockTopology.from_block_ids(torch.from_numpy(self.ids), layout)
+        self.topology = BlockTopology.from_block_ids(torch.from_numpy(self.ids).to(device), layout)
         weight = rng.normal(case.mean, 0.3, (case.rows, case.cols)).astype(np.float32)
         values = oracle.blocks(weight, self.ids, case.block)
         self.overhang = oracle.blocks(np.ones_like(weight), self.ids, case.block) == 0
@@ -89,9 +91,9 @@ class Problem:
         self.weight = oracle.dense(
             values, self.ids, (case.rows, case.cols)
         )  # float32, zero where there is no block
-        self.z = torch.from_numpy(z).to(dtype).requires_grad_()
-        self.values = torch.from_numpy(values).to(dtype).requires_grad_()
-        self.grad = torch.from_numpy(rng.standard_normal((case.N, case.rows))).to(dtype)
+        self.z = torch.from_numpy(z).to(device, dtype).requires_grad_()
+        self.values = torch.from_numpy(values).to(device, dtype).requires_grad_()
+        self.grad = torch.from_numpy(rng.standard_normal((case.N, case.rows))).to(device, dtype)
 
 
 def solve(z, w):
@@ -120,7 +122,10 @@ def solve(z, w):
 def check(p: Problem, tolerance: float = 1e-5) -> None:
     z_out, slope = temporal(p.z, p.values, p.topology)
     grad_z, grad_values = torch.autograd.grad(z_out, (p.z, p.values), p.grad, materialize_grads=True)
-    z, w = p.z.detach().double().numpy(), p.weight.astype(np.float64)
+    z_out, slope, grad_z, grad_values, grad = (
+        t.detach().cpu() for t in (z_out, slope, grad_z, grad_values, p.grad)
+    )
+    z, w = p.z.detach().cpu().double().numpy(), p.weight.astype(np.float64)
     expected_z, bound_z = np.zeros_like(z), np.zeros_like(z)
     expected_w, bound_w = np.zeros_like(w), np.zeros_like(w)
     for n in range(len(z)):
@@ -135,13 +140,13 @@ def check(p: Problem, tolerance: float = 1e-5) -> None:
             size = np.abs(w[j, causal]).sum()
             assert abs(slope[n, j].item() - s) <= tolerance * size
             assert abs(z_out[n, j].item() - solution) <= tolerance * solution
-            g = p.grad[n, j].item() / s
+            g = grad[n, j].item() / s
             expected_z[n, causal] += g * w[j, causal]
             bound_z[n, causal] += abs(g * w[j, causal])
             expected_w[j, causal] += g * (z[n, causal] - solution)
             bound_w[j, causal] += abs(g) * (z[n, causal] + solution)
-    assert (np.abs(grad_z.detach().double().numpy() - expected_z) <= tolerance * bound_z).all()
-    actual = grad_values.detach().double().numpy()
+    assert (np.abs(grad_z.double().numpy() - expected_z) <= tolerance * bound_z).all()
+    actual = grad_values.double().numpy()
     blocks = (oracle.blocks(m, p.ids, p.topology.layout[2:4]) for m in (expected_w, bound_w))
     expected, bound = blocks
     assert (np.abs(actual - expected) <= tolerance * bound).all()

@@ -7,8 +7,11 @@ import sys
 from typing import NamedTuple
 
 import pytest
+import torch
 
 from esl_sparse.ops._library import raw
+from esl_sparse.ops._triton import products
+from esl_sparse.ops.block_score import triton as block_score
 from esl_sparse.ops.linear import triton as launch
 from esl_sparse.ops.linear.op import Call
 
@@ -48,6 +51,24 @@ def test_block_score_interpreted(selection):
 def test_triton_is_imported_at_the_first_launch():
     code = "import sys, esl_sparse; sys.exit('triton' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_precision(monkeypatch):
+    """Full float32 unless asked for; on ROCm no TF32, which Triton refuses there even for narrow operands."""
+    precision = {dtype: products(dtype)["PRECISION"] for dtype in (torch.float32, torch.bfloat16)}
+    assert precision == {torch.float32: "ieee", torch.bfloat16: "tf32"}
+    monkeypatch.setattr(torch.version, "hip", "7.0")
+    assert {products(dtype)["PRECISION"] for dtype in precision} == {"ieee"}
+
+
+def test_nothing_is_timed_while_a_graph_is_captured(monkeypatch):
+    shared = pytest.importorskip("esl_sparse.ops._triton_kernels")
+    configs, options = triton_kernels.forward.configs, {"PRECISION": "tf32"}
+    assert shared._affordable(configs, {}, **options) == configs and len(configs) > 1
+    monkeypatch.setattr(shared, "_capturing", lambda: True)
+    assert shared._affordable(configs, {}, **options) == configs[:1]
+    assert shared._time(lambda: pytest.fail("waits for the GPU"), (0.5, 0.2)) == [0.0, 0.0]
+    assert triton_kernels.forward.do_bench is shared._time
 
 
 class Build(NamedTuple):
@@ -135,3 +156,48 @@ def test_compiles_ahead_of_time(build, monkeypatch, tmp_path):
     else:
         assert chip.instruction in ptx
     assert usage(compiled.asm["cubin"], tmp_path).stack <= STACK[build.dtype]
+
+
+SCORE_BLOCKS = ((1, 1), (4, 4), (16, 16), (128, 128))
+# chip, kind of x, dtype, block, configuration
+SOME_SCORES = [
+    ("sm_90", "binary", "bfloat16", (4, 4), 1),
+    ("sm_80", "float", "float16", (1, 1), 2),
+    # The worst case for the first configuration, which has to fit everywhere.
+    ("sm_86", "float", "float32", (128, 128), 0),
+]
+ALL_SCORES = [
+    build
+    for chip, kind, (dtype, config), block in itertools.product(
+        CHIPS,
+        ("binary", "float"),
+        [("float32", 0), *(("bfloat16", config) for config in range(3))],
+        SCORE_BLOCKS,
+    )
+    if (build := (chip, kind, dtype, block, config)) not in SOME_SCORES
+]
+
+
+@pytest.mark.parametrize(
+    "build",
+    [*SOME_SCORES, *(pytest.param(build, marks=pytest.mark.slow) for build in ALL_SCORES)],
+    ids=lambda build: "-".join(map(str, build)),
+)
+def test_block_score_compiles_ahead_of_time(build, monkeypatch, tmp_path):
+    chip, kind, dtype, block, config = build
+    kernels = pytest.importorskip("esl_sparse.ops.block_score.triton_kernels")
+    p = Problem(Case(256, 256, (16, 16), T=2, B=64), kind, dtype)
+    x = p.packed().words if p.planes else p.x.detach()
+    tuned = kernels.block_score
+    compiled = capture(monkeypatch, chip, tuned, tuned.configs[config].all_kwargs())
+    block_score.block_score([x], [p.grad], [2], [64], [1.0], 256, 256, *block, 0, 256 // block[0])
+    (made,) = compiled
+    assert made.metadata.shared <= CHIPS["sm_86" if config == 0 else chip].shared_memory
+    ptx = made.asm["ptx"]
+    if dtype == "float32":
+        assert "mma" not in ptx, "TF32 without being asked for"
+    else:
+        assert CHIPS[chip].instruction in ptx
+    # Two accumulators of 128 x 128, and no tensor cores to take them: ptxas spills, and that is slow, not wrong.
+    spills = dtype == "float32" and block == (128, 128)
+    assert usage(made.asm["cubin"], tmp_path).stack <= (1024 if spills else STACK[dtype])

@@ -48,6 +48,15 @@ def test_interpreted(files, selection):
     interpret(*files, "-k", selection)
 
 
+def test_maps_that_32_bits_do_not_count():
+    """The result is small enough, what it is read from is not."""
+    words = torch.empty(1, 2**16, 2**8, 2**8, 1, dtype=torch.int64, device="meta")
+    for run in (pool.avg_pool, pool.max_pool):
+        options = (3,) if run is pool.avg_pool else ()
+        with pytest.raises(ValueError, match=r"less than 2\*\*31 words on a GPU, got 4294967296"):
+            run(words, *options, Window.of(2, None, 0))
+
+
 class Build(NamedTuple):
     chip: str
     kernel: str

@@ -18,7 +18,7 @@ if os.environ.get("TRITON_INTERPRET") == "1":
 @pytest.mark.parametrize(
     "selection",
     [
-        "test_agrees_with_torch and binary-panels and (16x16-strided or groups-16x16) and not precision",
+        "test_tuning or test_agrees_with_torch and binary-panels and (16x16-strided or groups-16x16) and not precision",
         pytest.param("test_agrees_with_torch", marks=pytest.mark.slow),
     ],
     ids=["some", "all"],

@@ -43,7 +43,10 @@ def available(request, monkeypatch):
         ("pack", "cuda", F16, None, "triton"),
         ("pack", "cuda", F64, None, "reference"),
         ("transpose_index", "cuda", F32, None, "cuda"),
+        ("block_score", "cuda", F32, None, "triton"),
         ("block_score", "meta", F32, None, "reference"),
+        ("temporal", "cuda", F32, (1, 1), "cuda"),
+        ("temporal", "cuda", F64, (1, 1), "reference"),
     ],
 )
 def test_automatic_choice_falls_back(available, op, device, dtype, block, expected) -> None:
@@ -62,7 +65,6 @@ def test_automatic_choice_falls_back(available, op, device, dtype, block, expect
         ("triton", "select", "cuda", F32, None, "select has no triton implementation"),
         ("cuda", "linear", "cpu", F32, (4, 4), "not on cpu; move the model"),
         ("cuda", "linear", "cuda", F64, (4, 4), "not in torch.float64"),
-        ("cuda", "block_score", "cuda", F32, None, "block_score has no cuda implementation"),
         ("magic", "linear", "cpu", F32, (4, 4), "expected one of auto, native, triton, cuda, reference"),
     ],
 )
@@ -158,9 +160,11 @@ def test_report() -> None:
     report = _backends.backends()
     assert report.native == _native.available()
     assert report.choices["linear, cpu, float64, blocks 4x4"] == "reference"
+    assert report.choices["temporal, cuda, float32"] == ("reference" if report.cuda_why else "cuda")
     text = str(report)
     assert report.version in text
     assert "Triton" in text
+    assert "select: waits to learn whether a score is NaN" in text
     assert ("for " in text) == (not report.cuda_why)
     with _backends.use("native"):
         assert "native (ESL_SPARSE_BACKEND" in str(_backends.backends())

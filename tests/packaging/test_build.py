@@ -27,6 +27,13 @@ def test_cuda_that_cannot_be_built(run, source) -> None:
     assert "ESL_SPARSE_BUILD=cuda cannot be had: nvcc was not found at build time" in printed
 
 
+@pytest.mark.skipif(shutil.which("nvcc") is None, reason="nvcc is not installed")
+def test_a_gpu_that_nvcc_does_not_know(run, source) -> None:
+    status, printed = build(run, source, ESL_SPARSE_CUDA_ARCHS="80;999")
+    assert status != 0
+    assert "does not compile for '999', only for" in printed
+
+
 def test_without_compiler(run, source) -> None:
     status, printed = build(run, source, CXX="no-such-compiler")
     assert status != 0

@@ -5,6 +5,7 @@
 
 #include "esl/isa.h"
 #include "esl/lanes.h"
+#include "esl/stream.h"
 
 namespace esl {
 
@@ -30,5 +31,24 @@ struct BlockScore {
 ESL_DECLARE_CPU(int64_t block_score_scratch(const BlockScore& p))
 ESL_DECLARE_CPU(void block_score(const BlockScore& p))
 ESL_DECLARE_CPU(int64_t count_spikes(const uint64_t* words, int64_t count))
+
+// On CUDA: a call as it stands in the GPU's memory. x is words [planes, groups, cols], or with planes = 0 float32 rows.
+struct ScoreCallCuda {
+  int64_t x, grad;  // addresses
+  int64_t B, lanes, planes;
+};
+
+struct BlockScoreCuda {
+  int64_t rows, cols, bm, bn;
+  const ScoreCallCuda* calls;
+  const float* scale;  // of each call
+  int64_t call_count;
+  int64_t most_lanes;  // of a call
+  Dtype dtype;         // of all gradients
+  int64_t first, count;
+  float* scores;
+};
+
+void launch_block_score(const BlockScoreCuda& p, Stream stream);
 
 }  // namespace esl

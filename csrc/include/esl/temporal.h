@@ -6,6 +6,7 @@
 
 #include "esl/isa.h"
 #include "esl/linear.h"
+#include "esl/stream.h"
 
 namespace esl {
 
@@ -38,5 +39,10 @@ ESL_DECLARE_CPU(int64_t temporal_forward_scratch(const TemporalForward& p))
 ESL_DECLARE_CPU(int64_t temporal_forward(const TemporalForward& p))
 ESL_DECLARE_CPU(int64_t temporal_backward_scratch(const TemporalBackward& p))
 ESL_DECLARE_CPU(void temporal_backward(const TemporalBackward& p))
+
+// On CUDA each sample's z come in ascending order, and `order` [samples, cols] says which input each is of. Nobody
+// looks for what is no time; visits are not counted.
+void launch_temporal_forward(const TemporalForward& p, const int64_t* order, Stream stream);
+void launch_temporal_backward(const TemporalBackward& p, int64_t nnzb, Stream stream);
 
 }  // namespace esl

@@ -16,7 +16,7 @@ from ...packed import PackedSpikes
 from ...topology import BlockLayout
 from .._library import define
 from ..pack.op import unpack_op
-from . import native, reference, triton
+from . import cuda, native, reference, triton
 
 _STRIP_BYTES = 1 << 20
 _STRIP_ROWS = 64  # at least: fewer rows would read the input too often
@@ -61,6 +61,18 @@ def _by_tiles(x: Sequence[Tensor], grad: Sequence[Tensor]) -> bool:
     )
 
 
+def _by_threads(grad: Sequence[Tensor]) -> bool:
+    """Whether the CUDA kernel takes these calls: it reads words and float32 rows, and gradients of one dtype."""
+    return all(choose("block_score", g.device.type, g.dtype) == "cuda" for g in grad)
+
+
+def _for_threads(x: Sequence[Tensor], grad: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+    """The same calls as the CUDA kernel reads them; copies only of what is not so already."""
+    dtype = grad[0].dtype if len({g.dtype for g in grad}) == 1 else torch.float32
+    x = [(a if a.dtype == torch.int64 else a.float()).contiguous() for a in x]
+    return x, [g.to(dtype).contiguous() for g in grad]
+
+
 def _rate(x: Sequence[Tensor], lanes: Sequence[tuple[int, int, float]]) -> float:
     """Spikes per neuron, over the words of all calls."""
     size = sum(words.shape[-1] * T * B for words, (T, B, _) in zip(x, lanes, strict=True))
@@ -74,6 +86,8 @@ def _block_score(x, grad, T, B, scale, rows, cols, bm, bn, first, count):
     if _by_tiles(x, grad):
         x, grad = ([each.contiguous() for each in tensors] for tensors in (x, grad))
         return triton.block_score(x, grad, T, B, scale, rows, cols, bm, bn, first, count)
+    if _by_threads(grad):
+        return cuda.block_score(*_for_threads(x, grad), T, B, scale, rows, cols, bm, bn, first, count)
     dtype, lanes = reference.compute_dtype(grad), zip(T, B, scale, strict=True)
     x = [_rows(one, call, dtype) for one, call in zip(x, lanes, strict=True)]
     return reference.block_score(x, grad, BlockLayout(rows, cols, bm, bn), first, count)
@@ -119,7 +133,10 @@ class BlockScorer:
         self._lanes = [_lanes(call.x) for call in calls]
         self._x = [(x.words if isinstance(x, PackedSpikes) else x.detach()).contiguous() for x, _ in calls]
         events = all(map(_by_events, self._x, self._grad)) and _rate(self._x, self._lanes) <= _EVENT_RATE
-        streams = events or _by_tiles(self._x, self._grad)
+        threads = _by_threads(self._grad)
+        if threads:
+            self._x, self._grad = _for_threads(self._x, self._grad)
+        streams = events or threads or _by_tiles(self._x, self._grad)
         if not streams:
             dtype = reference.compute_dtype(self._grad)
             self._x = [_rows(x, lanes, dtype) for x, lanes in zip(self._x, self._lanes, strict=True)]

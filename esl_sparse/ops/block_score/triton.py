@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ..._cuda import aligned
 from ...packed import Lanes
 from .._triton import on, products
 
@@ -27,6 +28,7 @@ def block_score(
     """float32 ``[count, col_blocks]``. Every x holds words of as many planes, or every x holds rows of grad's dtype."""
     from . import triton_kernels
 
+    x, grad = [aligned(a) for a in x], [aligned(g) for g in grad]  # the kernel's loads are wide
     device, col_blocks = grad[0].device, -(-cols // bn)
     scores = torch.empty((count, col_blocks), dtype=torch.float32, device=device)
     lanes = [Lanes(*call) for call in zip(T, B, strict=True)]

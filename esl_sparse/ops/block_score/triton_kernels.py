@@ -51,28 +51,35 @@ def block_score(
     total = tl.zeros((WIDE, HIGH), tl.float32)
     for i in range(calls_made):
         call = calls + i * 6
-        grad = tl.load(call + 1).to(tl.pointer_type(dtype))
-        samples = tl.load(call + 2)
-        B, padded, groups = tl.load(call + 3), tl.load(call + 4), tl.load(call + 5)
+        # What an argument would tell by itself: both are aligned.
+        source, grad = tl.multiple_of(tl.load(call), 16), tl.multiple_of(tl.load(call + 1), 16)
+        grad = grad.to(tl.pointer_type(dtype))
+        samples = tl.load(call + 2).to(tl.int32)  # divided in 32 bits: 64 take many times as long
+        B, padded, groups = (
+            tl.load(call + 3).to(tl.int32),
+            tl.load(call + 4).to(tl.int32),
+            tl.load(call + 5).to(tl.int32),
+        )
         part = tl.zeros((WIDE, HIGH), tl.float32)
         for tile in range(0, tl.cdiv(groups, GROUPS)):
             lane = tile * LANES + tl.arange(0, LANES)
-            b, sample = lane % padded, lane // padded * B + lane % padded
+            b = lane % padded
+            sample = lane // padded * B + b
             present = (b < B) & (sample < samples)
             g = tl.load(
-                grad + sample[:, None] * rows + row[None, :],
+                grad + sample.to(tl.int64)[:, None] * rows + row[None, :],
                 mask=present[:, None] & (row < rows)[None, :],
                 other=0.0,
             )
             if PLANES:
-                group = tile * GROUPS + tl.arange(0, GROUPS)
-                words = tl.load(call).to(tl.pointer_type(tl.int64)) + group[None, :] * cols + channel[:, None]
+                group = (tile * GROUPS + tl.arange(0, GROUPS)).to(tl.int64)
+                words = source.to(tl.pointer_type(tl.int64)) + group[None, :] * cols + channel[:, None]
                 mask = (group < groups)[None, :] & (channel < cols)[:, None]
-                a = tl.reshape(levels(words, mask, groups * cols, PLANES, 2), (WIDE, LANES)).to(g.dtype)
+                spikes = levels(words, mask, groups.to(tl.int64) * cols, PLANES, 2)
+                a = tl.reshape(spikes, (WIDE, LANES)).to(g.dtype)
             else:
-                x = tl.load(call).to(tl.pointer_type(dtype))
-                mask = present[:, None] & (channel < cols)[None, :]
-                a = tl.trans(tl.load(x + sample[:, None] * cols + channel[None, :], mask=mask, other=0.0))
+                x = source.to(tl.pointer_type(dtype)) + sample.to(tl.int64)[:, None] * cols + channel[None, :]
+                a = tl.trans(tl.load(x, mask=present[:, None] & (channel < cols)[None, :], other=0.0))
             part = tl.dot(a, g, part, input_precision=PRECISION)
         total += part * tl.load(scales + i)
     # Outside the weight x or grad were loaded as zeros.

@@ -52,6 +52,7 @@ def _valid_lanes(group, lane, T, B, padded):
     Config({"UNITS": 2, "DEPTH": 64}, num_warps=8, num_stages=3),
     Config({"UNITS": 4, "DEPTH": 32}, num_warps=8, num_stages=4),
     key=_KEY,
+    zeros=["stats"],
 )
 @_jit
 def forward(
@@ -59,7 +60,7 @@ def forward(
     values,  # [nnzb, BM, BN]
     bias,  # [rows]
     y,  # panels [G, Ho, Wo, rows, 64]
-    stats,  # float32 [tiles, 3, rows]: values of a tile, their mean, their squared distance from it
+    stats,  # float32 [units, 3, rows], a place a tile: its values, their mean, their squared distance from it
     crow,
     col,
     units,  # of y: G * Ho * Wo

@@ -45,16 +45,17 @@ def _dilation(window: Window) -> dict[str, int]:
     return {"dilation_y": window.dilation[0], "dilation_x": window.dilation[1]}
 
 
-def _grid(total: int, block: int) -> tuple[int]:
-    if total >= 2**31:
+def _grid(total: int, block: int, read: int = 0) -> tuple[int]:
+    """Of programs for ``total`` outputs; kernels count these, and what they read, in 32 bits."""
+    if max(total, read) >= 2**31:
         raise ValueError(
-            f"x: expected maps of less than 2**31 words on a GPU, got {total}; use a smaller batch"
+            f"x: expected maps of less than 2**31 words on a GPU, got {max(total, read)}; use a smaller batch"
         )
     return (-(-total // block),)
 
 
-def _words_grid(out: Tensor) -> tuple[int]:
-    return _grid(prod(out.shape[1:]), _BLOCK)
+def _words_grid(out: Tensor, words: Tensor) -> tuple[int]:
+    return _grid(prod(out.shape[1:]), _BLOCK, prod(words.shape[1:]))
 
 
 def avg_pool(words: Tensor, sum_planes: int, window: Window) -> Tensor:
@@ -63,7 +64,7 @@ def avg_pool(words: Tensor, sum_planes: int, window: Window) -> Tensor:
     sums = words.new_empty((sum_planes, G, *counts, C))
     if sums.numel():
         with on(words.device):
-            _kernels().avg_pool[_words_grid(sums)](
+            _kernels().avg_pool[_words_grid(sums, words)](
                 words,
                 sums,
                 prod(sums.shape[1:]),
@@ -83,7 +84,7 @@ def max_pool(words: Tensor, window: Window) -> Tensor:
     out = words.new_empty((1, G, *counts, C))
     if out.numel():
         with on(words.device):
-            _kernels().max_pool[_words_grid(out)](
+            _kernels().max_pool[_words_grid(out, words)](
                 words,
                 out,
                 out.numel(),
@@ -101,7 +102,7 @@ def _backward(grad: Tensor, routes: Tensor | None, size: Pair, share: float, win
     rows = _WARPS * 32 * 16 // grad.element_size() // LANES
     if grad_x.numel():
         with on(grad.device):
-            _kernels().backward[_grid(grad_x.numel() // LANES, rows)](
+            _kernels().backward[_grid(grad_x.numel() // LANES, rows, grad.numel() // LANES)](
                 grad,
                 grad if routes is None else routes,
                 grad_x,
@@ -128,7 +129,7 @@ def max_pool_backward(grad: Tensor, words: Tensor, window: Window) -> Tensor:
     routes = words.new_empty((window.elements, *outputs))
     if routes.numel():
         with on(grad.device):
-            _kernels().max_routes[_words_grid(routes)](
+            _kernels().max_routes[_words_grid(routes, words)](
                 words,
                 routes,
                 prod(outputs),

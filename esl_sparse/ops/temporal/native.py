@@ -10,7 +10,7 @@ from ...arena import arena
 from .._library import address, empty
 
 
-def _weight(values: Tensor, index: tuple[Tensor, ...], rows: int, cols: int) -> tuple[int, ...]:
+def weight(values: Tensor, index: tuple[Tensor, ...], rows: int, cols: int) -> tuple[int, ...]:
     return rows, cols, *values.shape[1:], *map(address, index), address(values)
 
 
@@ -20,7 +20,7 @@ def forward(z: Tensor, values: Tensor, index: tuple[Tensor, ...], rows: int, col
     z_out, slope = z.new_empty((z.shape[0], rows)), z.new_empty((z.shape[0], rows))
     visits = torch.zeros((), dtype=torch.int64)
     args = (
-        _weight(values, index, rows, cols),
+        weight(values, index, rows, cols),
         z.shape[0],
         *map(address, (z, z_out, slope, visits)),
         torch.get_num_threads(),
@@ -47,7 +47,7 @@ def backward(
     grad_z = torch.empty_like(z) if needs & 1 else empty(z)
     grad_values = torch.empty_like(values) if needs & 2 else empty(values)
     args = (
-        _weight(values, index, rows, cols),
+        weight(values, index, rows, cols),
         z.shape[0],
         *map(address, (grad, z, z_out, slope)),
         address(grad_z) if needs & 1 else 0,

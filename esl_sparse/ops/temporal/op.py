@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from ..._backends import choose
+from ..._cuda import capturing
 from ...topology import BlockLayout, BlockTopology, check_arrays
 from .._library import Function, NoDoubleBackward, apply, define, differentiable_backward, empty
-from . import native, reference
+from . import cuda, native, reference
 
 
 def _topology(values: Tensor, index: tuple[Tensor, ...], rows: int, cols: int) -> BlockTopology:
@@ -26,13 +27,19 @@ def _no_time() -> ValueError:
 
 def _forward(z, values, crow, col, ccol, row_t, offset_t, rows, cols):
     index = (crow, col, ccol, row_t, offset_t)
-    if choose("temporal", z.device.type, z.dtype, values.shape[1:]) == "native":
+    backend = choose("temporal", z.device.type, z.dtype, values.shape[1:])
+    if backend == "native":
         found = native.forward(z, values, index, rows, cols)
         if found is None:
             raise _no_time()
         return found[:2]
-    if not (z > 0).all():
+    good = (z > 0).all()
+    if capturing(z.device):  # nothing can be waited for: a device-side assertion stands for the answer
+        torch._assert_async(good, f"esl_sparse: {_no_time()}")
+    elif not good:
         raise _no_time()
+    if backend == "cuda":
+        return cuda.forward(z, values, index, rows, cols)
     return reference.forward(z, values, _topology(values, index, rows, cols))
 
 
@@ -43,8 +50,10 @@ def _forward_fake(z, values, crow, col, ccol, row_t, offset_t, rows, cols):
 def _backward(grad, z, z_out, slope, values, crow, col, ccol, row_t, offset_t, rows, cols, needs):
     """Gradients of z and values; ``needs`` is a bit set of the two."""
     index = (crow, col, ccol, row_t, offset_t)
-    if choose("temporal", z.device.type, z.dtype, values.shape[1:]) == "native":
-        return native.backward(grad, z, z_out, slope, values, index, rows, cols, needs)
+    backend = choose("temporal", z.device.type, z.dtype, values.shape[1:])
+    if backend != "reference":
+        kernels = native if backend == "native" else cuda
+        return kernels.backward(grad, z, z_out, slope, values, index, rows, cols, needs)
     topology = _topology(values, index, rows, cols)
     grad_z, grad_values = reference.backward(grad, z, z_out, slope, values, topology)
     return grad_z if needs & 1 else empty(z), grad_values.to(values.dtype) if needs & 2 else empty(values)
