@@ -65,7 +65,9 @@ def read_pickle(content: bytes) -> dict[bytes, Any]:
     try:
         for opcode, place, _ in pickletools.genops(content):
             # The unpickler keeps a table as long as the largest place in it.
-            if opcode.name in ("PUT", "LONG_BINPUT") and not 0 <= place < len(content):
+            if opcode.name in ("PUT", "LONG_BINPUT") and not (
+                isinstance(place, int) and 0 <= place < len(content)
+            ):
                 raise pickle.UnpicklingError(f"it keeps a value at place {place}")
         values = _Unpickler(io.BytesIO(content), encoding="bytes").load()
     except pickle.UnpicklingError:
