@@ -41,7 +41,7 @@ _SINGLE = {
     "block_size": (1, 1),
     "epochs": 12,
     "batch_size": 100,
-    "lr": 3e-3,
+    "lr": 2e-3,
     "z_scale": 16.0,
     "optimizer": "adam",
     "schedule": "exponential",
