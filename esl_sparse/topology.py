@@ -173,6 +173,14 @@ def check_layout(layout: BlockLayout) -> None:
         raise ValueError(f"layout: expected fewer than {_INT32_MAX} rows and columns of blocks, got {layout}")
 
 
+def check_count(nnzb: int) -> None:
+    """Raise unless int32 can number so many blocks."""
+    if nnzb > _INT32_MAX:
+        raise ValueError(
+            f"block_ids: expected at most {_INT32_MAX} active blocks, got {nnzb}; use larger blocks or a lower density"
+        )
+
+
 def check_block_ids(block_ids: Tensor, layout: BlockLayout) -> None:
     """Raise unless the ids are int64 ``[nnzb]``, in range, sorted and unique; names the first bad entry."""
     check_layout(layout)
@@ -182,6 +190,7 @@ def check_block_ids(block_ids: Tensor, layout: BlockLayout) -> None:
         raise TypeError(
             f"block_ids: expected int64 of one dimension, got {block_ids.dtype} {tuple(block_ids.shape)}"
         )
+    check_count(block_ids.numel())
     outside = (block_ids < 0) | (block_ids >= layout.blocks)
     if outside.any():
         i = _first(outside)

@@ -406,7 +406,7 @@ void multiply_range(const Side& s, int64_t p, int64_t end, int64_t n, const floa
     for (int j = 0; j < 4; ++j) acc[j] = load(out + j * 16);
     for (; p < end; ++p) {
       const f32x16 weight = set1(*s.weights(p));
-      const float* x = panel + s.block[p] * kWord;
+      const float* x = panel + int64_t{s.block[p]} * kWord;
       for (int j = 0; j < 4; ++j) acc[j] = fmadd(load(x + j * 16), weight, acc[j]);
     }
     for (int j = 0; j < 4; ++j) store(out + j * 16, acc[j]);

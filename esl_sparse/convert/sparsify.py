@@ -18,7 +18,7 @@ from ..ops.conv2d import layout_of
 from ..rewire.distribution import DISTRIBUTIONS, Distribution, exact_counts
 from ..rewire.layers import is_sparse, sparse_layers
 from ..rewire.optimizer_state import param_group, twin
-from ..topology import BlockLayout, resolve_block_size
+from ..topology import BlockLayout, check_count, resolve_block_size
 from .choose import (
     SPARSE,
     Overrides,
@@ -113,6 +113,8 @@ def sparsify(
     counts = dict(
         zip(counted, exact_counts([min(1.0, densities[name]) for name in counted], blocks), strict=True)
     )
+    for count in counts.values():  # before anything changes
+        check_count(count)
     new: dict[nn.Module, nn.Module] = {}
     for name, layout in layouts.items():
         module = candidates[name]

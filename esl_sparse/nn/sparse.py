@@ -15,7 +15,9 @@ from ..ops.pack.op import BrokenInputPromise
 from ..topology import (
     BlockLayout,
     BlockTopology,
+    check_count,
     check_index,
+    check_layout,
     random_absent_ids,
     to_blocks,
     transpose_index,
@@ -412,6 +414,8 @@ def fill(tensor: Tensor, generator: torch.Generator | None, draw: Callable[[Tens
 
 def _random_topology(layout: BlockLayout, count: int, generator: torch.Generator | None) -> BlockTopology:
     """Exactly ``count`` blocks, uniformly, on the CPU."""
+    check_layout(layout)
+    check_count(count)
     empty = torch.empty(0, dtype=torch.int64, device="cpu")
     with torch.device("cpu"):
         ids = random_absent_ids(empty, layout.blocks, count, generator)

@@ -37,6 +37,7 @@ class Case:
         "train"  # train, eval, plain (no gamma, no beta), batch, batch eval (no running statistics), none
     )
     momentum: float | None = 0.1
+    eps: float = 1e-5
     x: str = "packed"  # packed, spikes, levels, packed levels, real, static, static spikes
     residual: str = ""  # "": none; packed, levels, real, own (the block's input)
     shortcut: str = ""  # "", conv, conv norm
@@ -96,6 +97,7 @@ class Case:
             return None
         norm = (nn.BatchNorm1d if self.linear else nn.BatchNorm2d)(
             self.rows,
+            eps=self.eps,
             momentum=self.momentum,
             affine=self.norm != "plain",
             track_running_stats="batch" not in self.norm,

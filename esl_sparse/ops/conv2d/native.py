@@ -9,9 +9,11 @@ from ..._native import lib
 from ...arena import arena
 from ...packed import LANES, Lanes
 from .._library import empty
+from .geometry import Geometry
 
 KERNELS = ("automatic", "masked", "tables")
 _kernel = 0
+_MOST = 2**31 - 1  # words, or panels, between the taps of an output pixel: kernels count them in 32 bits
 
 
 def set_spike_kernel(name: str) -> None:
@@ -33,7 +35,19 @@ def _run(kernel, *args) -> None:
         kernel(*args, scratch.data_ptr())
 
 
-def _weight(values: Tensor, index: tuple[Tensor, ...], rows: int, cols: int) -> tuple[int, ...]:
+def _check_reach(g: Geometry, channels: int) -> None:
+    width = max(g.W, (g.Wo - 1) * g.stride_w + (g.kw - 1) * g.dilation_w + 1)
+    reach = ((g.kh - 1) * g.dilation_h * width + (g.kw - 1) * g.dilation_w + 1) * channels
+    if reach > _MOST:
+        raise ValueError(
+            f"geometry: expected taps that reach over {_MOST} channels of pixels at most, these reach over {reach}: {g}"
+        )
+
+
+def _weight(
+    values: Tensor, index: tuple[Tensor, ...], geometry: Geometry, rows: int, cols: int
+) -> tuple[int, ...]:
+    _check_reach(geometry, cols // geometry.taps * geometry.groups)
     return (rows, cols, *values.shape[1:], *[tensor.data_ptr() for tensor in index], values.data_ptr())
 
 
@@ -48,7 +62,7 @@ def forward(x, values, bias, index, geometry, rows, cols, T, B, planes, scale, w
     stats = torch.empty((2, rows) if want_stats else (0,), dtype=torch.float64)
     _run(
         lib().conv2d_forward,
-        _weight(values, index, rows, cols),
+        _weight(values, index, geometry, rows, cols),
         tuple(geometry),
         T,
         B,
@@ -80,7 +94,7 @@ def backward(grad, x, values, index, geometry, rows, cols, T, B, planes, scale, 
         grad_bias = torch.empty(rows)
     _run(
         lib().conv2d_backward,
-        _weight(weights, index, rows, cols),
+        _weight(weights, index, geometry, rows, cols),
         tuple(geometry),
         T,
         B,
