@@ -13,11 +13,11 @@ from esl_sparse import _native
 pytestmark = pytest.mark.skipif(not _native.available(), reason="the references build the dense weight")
 
 LANES = (4, 16)  # 64
-# Weight, its input beside the lanes, and entries of the dense weight. Activations take 2 MB beside a dense weight of
-# 268 MB, and 1 MB beside one of 38 MB.
+# Weight, its input beside the lanes, and entries of the dense weight. Activations take 2 MB beside dense weights of
+# 268 MB and, with the border as levels, 151 MB.
 LAYERS = {
     "linear": (partial(esl.nn.SparseLinear, 8192, 8192), (8192,), 8192**2),
-    "conv2d": (partial(esl.nn.SparseConv2d, 1024, 1024, 3, padding=1), (1024, 2, 2), 9 * 1024**2),
+    "conv2d": (partial(esl.nn.SparseConv2d, 2048, 2048, 3, padding=1), (2048, 2, 2), 9 * 2048**2),
 }
 
 
