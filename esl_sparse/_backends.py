@@ -125,10 +125,28 @@ def choose(
     else:
         wanted = _known(request, "backend")
     if wanted == "auto":
-        return next(b for b in BACKENDS if not _refusal(b, op, device_type, dtype, block, explicit=False))
+        found = next(b for b in BACKENDS if not _refusal(b, op, device_type, dtype, block, explicit=False))
+        if (
+            found == "reference"
+            and device_type == "cuda"
+            and torch.version.hip
+            and dtype in _DTYPES["triton"]
+        ):
+            _check_rocm(op, block)
+        return found
     if why := _refusal(wanted, op, device_type, dtype, block, explicit=True):
         raise ValueError(f"backend {wanted!r} was asked for, but cannot run {op} here: {why}")
     return wanted
+
+
+def _check_rocm(op: str, block: Sequence[int] | None) -> None:
+    """The definitions build dense weights: nobody gets that unasked where the remedy is a larger block."""
+    if block is not None and min(block) < _TRITON_MIN_BLOCK:
+        shape = "x".join(map(str, block))
+        raise ValueError(
+            f"{op} on ROCm: blocks of {shape} have no kernel there; use a block_size of {_TRITON_MIN_BLOCK} or larger, "
+            "or ask for the backend 'reference', which builds the dense weight"
+        )
 
 
 def set_backend(request: str) -> None:

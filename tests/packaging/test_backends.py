@@ -156,6 +156,17 @@ def test_no_cuda_kernels_on_rocm(fresh, monkeypatch) -> None:
         choose("transpose_index", "cuda", F32, request="cuda")
 
 
+def test_small_blocks_on_rocm(fresh, monkeypatch) -> None:
+    monkeypatch.setattr(torch.version, "hip", "7.0")
+    with pytest.raises(
+        ValueError, match=r"linear on ROCm: blocks of 4x16 have no kernel there; use a block_size of 16"
+    ):
+        choose("linear", "cuda", F32, (4, 16))
+    assert choose("linear", "cuda", F32, (4, 16), "reference") == "reference"
+    assert choose("linear", "cuda", F64, (4, 16)) == "reference"
+    assert choose("select", "cuda", F32) == "reference"
+
+
 def test_report() -> None:
     report = _backends.backends()
     assert report.native == _native.available()
