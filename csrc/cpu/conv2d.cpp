@@ -2,7 +2,7 @@
 // has fewer rows) stay in registers while all blocks of their row pass, and leave once.
 //
 // Floor, per active weight, output pixel and 64 lanes: 4 masked adds, or 1 permute + 1 add per 4 weights by tables;
-// 4 fused multiply-adds on float. docs/decisions.md has the figures.
+// 4 fused multiply-adds on float and, without tables, on levels. docs/decisions.md has the figures.
 #include "esl/conv2d.h"
 
 #include "esl/conv_image.h"

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from ..._cuda import launch
-from .._library import address, empty
-from .native import weight
+from .._library import address
+from .native import gradients, weight
 
 
 def forward(z: Tensor, values: Tensor, index: tuple[Tensor, ...], rows: int, cols: int):
@@ -32,17 +31,9 @@ def backward(
     needs: int,
 ) -> tuple[Tensor, Tensor]:
     """Gradients of z and values, those that ``needs`` asks for."""
-    grad, z, z_out, slope, values = (t.contiguous() for t in (grad, z, z_out, slope, values))
-    grad_z = torch.empty_like(z) if needs & 1 else empty(z)
-    grad_values = torch.empty_like(values) if needs & 2 else empty(values)
-    launch(
-        "temporal_backward",
-        z.device,
-        weight(values, index, rows, cols),
-        len(values),
-        z.shape[0],
-        *map(address, (grad, z, z_out, slope)),
-        address(grad_z) if needs & 1 else 0,
-        address(grad_values) if needs & 2 else 0,
-    )
-    return grad_z, grad_values
+
+    def run(values: Tensor, *addresses: int) -> None:
+        shape = weight(values, index, rows, cols), len(values), z.shape[0]
+        launch("temporal_backward", z.device, *shape, *addresses)
+
+    return gradients(run, grad, z, z_out, slope, values, needs)

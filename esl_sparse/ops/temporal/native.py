@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -31,6 +33,24 @@ def forward(z: Tensor, values: Tensor, index: tuple[Tensor, ...], rows: int, col
     return None if bad else (z_out, slope, int(visits))
 
 
+def gradients(
+    run: Callable[..., object],
+    grad: Tensor,
+    z: Tensor,
+    z_out: Tensor,
+    slope: Tensor,
+    values: Tensor,
+    needs: int,
+) -> tuple[Tensor, Tensor]:
+    """Gradients of z and values, those that ``needs`` asks for; ``run(values, *addresses)`` writes them."""
+    grad, z, z_out, slope, values = (t.contiguous() for t in (grad, z, z_out, slope, values))
+    grad_z = torch.empty_like(z) if needs & 1 else empty(z)
+    grad_values = torch.empty_like(values) if needs & 2 else empty(values)
+    wanted = address(grad_z) if needs & 1 else 0, address(grad_values) if needs & 2 else 0
+    run(values, *map(address, (grad, z, z_out, slope)), *wanted)
+    return grad_z, grad_values
+
+
 def backward(
     grad: Tensor,
     z: Tensor,
@@ -43,18 +63,11 @@ def backward(
     needs: int,
 ) -> tuple[Tensor, Tensor]:
     """Gradients of z and values, those that ``needs`` asks for."""
-    grad, z, z_out, slope, values = (t.contiguous() for t in (grad, z, z_out, slope, values))
-    grad_z = torch.empty_like(z) if needs & 1 else empty(z)
-    grad_values = torch.empty_like(values) if needs & 2 else empty(values)
-    args = (
-        weight(values, index, rows, cols),
-        z.shape[0],
-        *map(address, (grad, z, z_out, slope)),
-        address(grad_z) if needs & 1 else 0,
-        address(grad_values) if needs & 2 else 0,
-        torch.get_num_threads(),
-    )
-    run = lib().temporal_backward
-    with arena.borrow((run(*args, 0),), torch.uint8) as scratch:
-        run(*args, scratch.data_ptr())
-    return grad_z, grad_values
+
+    def run(values: Tensor, *addresses: int) -> None:
+        kernel = lib().temporal_backward
+        args = weight(values, index, rows, cols), z.shape[0], *addresses, torch.get_num_threads()
+        with arena.borrow((kernel(*args, 0),), torch.uint8) as scratch:
+            kernel(*args, scratch.data_ptr())
+
+    return gradients(run, grad, z, z_out, slope, values, needs)
