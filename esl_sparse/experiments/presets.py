@@ -67,14 +67,13 @@ PRESETS: dict[str, dict[str, Any]] = {
         "epochs": 10,
         "interval": 200,
     },
-    "fashion-convnet": {**_SMALL, "data": "fashion-mnist", "epochs": 20, "interval": 400},
-    # for dozens of runs: a minute or two each
-    "dvs-fashion-convnet-small": {
+    "fashion-convnet": {**_SMALL, "data": "fashion-mnist", "epochs": 6, "interval": 120},
+    # for dozens of runs: minutes each
+    "dvs-fashion-convnet": {
         **_SMALL,
         "data": "dvs-fashion-mnist",
         "channels": (16, 32, 64),
         "epochs": 4,
         "interval": 80,
     },
-    "dvs-fashion-convnet": {**_SMALL, "data": "dvs-fashion-mnist", "epochs": 5, "interval": 100},
 }

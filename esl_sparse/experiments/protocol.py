@@ -65,8 +65,13 @@ def _evolve(density: float, block: tuple[int, int]) -> dict[str, Any]:
     return {"structure": "evolve", "density": density, "block_size": block, **rules}
 
 
+def _narrow(*channels: int) -> dict[str, Any]:
+    """Dense, of about as many weights as the preset's channels have at density .1."""
+    return {"structure": "dense", "density": 1.0, "channels": channels}
+
+
 _CONV: dict[str, dict[str, Any]] = {
-    REFERENCE: {"structure": "dense"},
+    REFERENCE: {"structure": "dense", "density": 1.0},
     "static 0.1 4x4": _static(0.1, (4, 4)),
     "evolve 0.1 4x4": _evolve(0.1, (4, 4)),
 }
@@ -74,9 +79,14 @@ _CONV: dict[str, dict[str, Any]] = {
 # What `--suite` offers: of the perceptron, accuracy by density and block, or every rule against the static topology;
 # of convolutional networks, sparse against dense, and the densities of the paper's Fig. 4.
 CONVOLUTIONAL = {
-    "conv": {**_CONV, "evolve 0.1 1x1": _evolve(0.1, (1, 1))},
+    "conv": {
+        **_CONV,
+        "evolve 0.1 1x1": _evolve(0.1, (1, 1)),
+        "dense 5-20-40-80": _narrow(5, 20, 40, 80),
+    },
     "dvs-conv": {
         **_CONV,
+        "dense 5-10-20": _narrow(5, 10, 20),
         "static 0.01 4x4": _static(0.01, (4, 4)),
         "evolve 0.01 4x4": _evolve(0.01, (4, 4)),
     },

@@ -207,7 +207,7 @@ def test_layers_of_a_perceptron_share_the_density_too():
 def test_presets_are_configurations(name):
     config = TrainConfig(**PRESETS[name])
     assert config.data in name or config.data.removesuffix("-mnist") in name
-    assert config.model in name  # a size may follow: dvs-fashion-convnet-small
+    assert config.model in name
 
 
 def test_options_beside_a_preset_count_more(esl, tmp_path):

@@ -34,7 +34,7 @@ def _events(scale: Scale) -> TrainConfig:
     """What Fig. 3 and 4 train: VGGSNN on DVS-CIFAR10; else a small network, fast enough for dozens of runs."""
     if scale is Scale.PAPER:
         return _preset("dvs-cifar10-vggsnn", scale)
-    return _preset("dvs-fashion-convnet-small", scale)
+    return _preset("dvs-fashion-convnet", scale)
 
 
 def _dense(config: TrainConfig) -> TrainConfig:
@@ -62,9 +62,8 @@ def _table2(scale: Scale) -> list[Row]:
         compare("VGGSNN, DVS-CIFAR10, T = 10", _preset("dvs-cifar10-vggsnn", scale), [0.1], ["78.58", "78.3"])
     elif scale is Scale.STAND_IN:
         compare("convnet, Fashion-MNIST", _preset("fashion-convnet", scale), [0.1], ["", ""])
-        compare(
-            "convnet, dvs-fashion-mnist", _preset("dvs-fashion-convnet", scale), [0.1, 0.01], ["", "", ""]
-        )
+        events = _preset("dvs-fashion-convnet", scale)
+        compare("convnet, dvs-fashion-mnist", events, [0.1, 0.01], ["", "", ""])
     else:
         compare("convnet, digits", _preset("fashion-convnet", scale), [0.5], ["", ""])
     return rows
