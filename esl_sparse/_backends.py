@@ -22,6 +22,7 @@ _OPS = (
     "norm_lif",
     "block_score",
     "select",
+    "sample",
     "transpose_index",
     "temporal",
 )

@@ -15,6 +15,7 @@ from torch import Tensor
 from . import _native
 from ._backends import choose
 from ._cuda import launch
+from .sampling import distinct
 
 MAX_BLOCK = 128
 _INT32_MAX = 2**31 - 1
@@ -258,40 +259,12 @@ def random_absent_ids(
     absent = total - active_ids.numel()
     if not 0 <= count <= absent:
         raise ValueError(f"count: expected 0 to {absent} (absent places), got {count}")
-    ranks = _distinct_ranks(absent, count, active_ids.device, generator)
+    ranks = distinct(absent, count, active_ids.device, generator)
     if active_ids.numel() == 0:
         return ranks
     absent_below = torch.arange(active_ids.numel(), dtype=active_ids.dtype, device=active_ids.device)
     absent_below.neg_().add_(active_ids)
     return ranks.add_(torch.searchsorted(absent_below, ranks.to(active_ids.dtype), right=True))
-
-
-def _distinct_ranks(
-    total: int, count: int, device: torch.device, generator: torch.Generator | None
-) -> Tensor:
-    """Sorted uniform sample of ``count`` distinct integers below ``total``."""
-    draw_device = device if generator is None else generator.device
-    if count * 4 >= total:  # a permutation is no larger than what was asked for
-        picked = torch.randperm(total, generator=generator, device=draw_device)[:count]
-        return picked.to(device).sort().values
-
-    def draw(n: int) -> Tensor:
-        return torch.randint(total, (n,), generator=generator, device=draw_device)
-
-    picked = draw(count).unique()
-    missing = count - picked.numel()
-    more = picked[:0]
-    while more.numel() < missing:  # at most a quarter collides: a few rounds, each smaller
-        more = torch.cat([more, draw(missing - more.numel())]).unique()
-        at = torch.searchsorted(picked, more).clamp_(max=picked.numel() - 1)
-        more = more[picked[at] != more]
-    at = torch.searchsorted(picked, more).add_(torch.arange(missing, device=draw_device))
-    is_first = torch.ones(count, dtype=torch.bool, device=draw_device)
-    is_first[at] = False
-    merged = torch.empty_like(is_first, dtype=torch.int64)
-    merged[at] = more
-    merged[is_first] = picked
-    return merged.to(device)
 
 
 class BlockTopology(NamedTuple):
@@ -312,9 +285,10 @@ class BlockTopology(NamedTuple):
     block_offsets_t: Tensor
 
     @classmethod
-    def from_block_ids(cls, block_ids: Tensor, layout: BlockLayout) -> BlockTopology:
-        """A free-standing topology of sorted, unique ids (validated)."""
-        check_block_ids(block_ids, layout)
+    def from_block_ids(cls, block_ids: Tensor, layout: BlockLayout, check: bool = True) -> BlockTopology:
+        """A free-standing topology of sorted, unique ids, which are validated unless the caller has made them so."""
+        if check:
+            check_block_ids(block_ids, layout)
         crow, col = index_from_block_ids(block_ids, layout)
         return cls(layout, crow, col, *transpose_index(crow, col, layout.col_blocks))
 

@@ -25,6 +25,7 @@ void bind_norm_lif(py::module_& m);
 void bind_panel_stats(py::module_& m);
 void bind_block_score(py::module_& m);
 void bind_select(py::module_& m);
+void bind_sample(py::module_& m);
 void bind_transpose_index(py::module_& m);
 void bind_temporal(py::module_& m);
 void bind_cuda(py::module_& m);  // where csrc/cuda is compiled in

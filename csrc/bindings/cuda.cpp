@@ -12,6 +12,7 @@
 #include "esl/pack.h"
 #include "esl/panel_stats.h"
 #include "esl/pool.h"
+#include "esl/sample.h"
 #include "esl/select.h"
 #include "esl/temporal.h"
 #include "esl/transpose_index.h"
@@ -280,6 +281,11 @@ void bind_cuda(py::module_& m) {
                    0};
     py::gil_scoped_release release;
     launch_select(p, at<int64_t>(nan), stream_at(stream));
+  });
+  m.def("cuda_sample", [](int64_t total, int64_t count, int64_t seed, uintptr_t out, uintptr_t stream) {
+    const Sample p(total, count, static_cast<uint64_t>(seed), at<int64_t>(out), 0);
+    py::gil_scoped_release release;
+    launch_sample(p, stream_at(stream));
   });
   // Without scratch: the bytes of it that are needed.
   m.def("cuda_transpose_index",

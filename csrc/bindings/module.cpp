@@ -53,6 +53,7 @@ PYBIND11_MODULE(_C, m) {
   bind_panel_stats(m);
   bind_block_score(m);
   bind_select(m);
+  bind_sample(m);
   bind_transpose_index(m);
   bind_temporal(m);
 #ifdef ESL_HAVE_CUDA

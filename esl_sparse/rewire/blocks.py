@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor
 from ..ops.select import largest, smallest, splitmix64
 from ..topology import BlockLayout, random_absent_ids
 from .ever_active import EverActive
+from .host import is_remote, read
 from .layers import SparseLayer
 from .sorted_ids import contains_sorted
 
@@ -45,20 +46,35 @@ class ActiveBlocks:
         """Sum over each block's entries inside the weight: ``[n, bm, bn]`` -> float32 ``[n]``."""
         if self.valid is not None:
             entries = entries.masked_fill(~self.valid, 0)
+        if entries.shape[1:] == (1, 1):
+            return entries.reshape(-1).float()
         return entries.sum((1, 2), dtype=torch.float32)
 
     def mean(self, entries: Tensor) -> Tensor:
         """Mean over each block's entries inside the weight: ``[n, bm, bn]`` -> float32 ``[n]``."""
+        if entries.shape[1:] == (1, 1):
+            return self.sum(entries)
         return self.sum(entries) / self.layout.block_extent(self.ids)
 
-    def smallest(self, score: Tensor, count: int, among: Tensor | None = None) -> Tensor:
+    def smallest(
+        self, score: Tensor, count: int, among: Tensor | None = None, *, finite: bool = False
+    ) -> Tensor:
         """Positions of the ``count`` smallest scores; ties by seeded hash of the block.
 
-        ``score`` is ``[n]``; with ``among`` (int64 positions, ``[m]``) only these blocks are chosen from.
+        Args:
+            score: ``[n]``. among: only these blocks are chosen from, int64 positions ``[m]``, or bool ``[n]``, of which
+                at least ``count`` are set.
+            finite: the caller knows the scores to be finite, so that a GPU need not be waited for.
         """
+        if among is not None and among.dtype == torch.bool:
+            if (
+                is_remote(among) and finite
+            ):  # what may not be chosen comes last, and nobody asks how much that is
+                return smallest(score.masked_fill(~among, torch.inf), self.ids, count, self.seed, finite=True)
+            among = among.nonzero().squeeze(1)
         if among is None:
-            return smallest(score, self.ids, count, self.seed)
-        return among[smallest(score[among], self.ids[among], count, self.seed)]
+            return smallest(score, self.ids, count, self.seed, finite)
+        return among[smallest(score[among], self.ids[among], count, self.seed, finite)]
 
 
 @dataclass(frozen=True)
@@ -128,9 +144,12 @@ class AbsentBlocks:
         """``count`` absent ids, uniform without replacement; sorted int64."""
         return random_absent_ids(self.active, self.layout.blocks, count, self.generator)
 
-    def largest(self, score: Tensor, ids: Tensor, count: int) -> Tensor:
-        """The ``count`` of these absent ids with the largest score; ties by seeded hash of the id."""
-        return ids[largest(score, ids, count, self.seed)]
+    def largest(self, score: Tensor, ids: Tensor, count: int, *, finite: bool = False) -> Tensor:
+        """The ``count`` of these absent ids with the largest score; ties by seeded hash of the id.
+
+        ``finite``: the caller knows the scores to be so, and a GPU need not be waited for.
+        """
+        return ids[largest(score, ids, count, self.seed, finite)]
 
     def ranked(self, score: Tensor, ids: Tensor) -> Tensor:
         """Positions of all these ids by falling score; ties as in ``largest``."""
@@ -147,17 +166,62 @@ def inside(layer: SparseLayer) -> tuple[Tensor, Tensor | None]:
     return values.masked_fill(~valid, 0), valid
 
 
-def checked_choice(kind: str, name: str, choice: Tensor, count: int | None, bound: int) -> Tensor:
-    """What a rule returned, sorted, if it is ``count`` (None: any number) different integers in ``[0, bound)``."""
-    shape = tuple(choice.shape) if isinstance(choice, Tensor) else None
+@dataclass(frozen=True)
+class Choice:
+    """What a rule returned for one layer.
+
+    Attributes:
+        found: ids or positions, or whatever a rule of somebody else may return.
+        count: how many there must be; None: any number. bound: they lie in ``[0, bound)``.
+        at_odds: bool ``[]``, whether the choice contradicts something else, which `why` names.
+    """
+
+    found: Tensor
+    count: int | None
+    bound: int
+    at_odds: Tensor | None = None
+    why: str = ""
+
+
+def checked(kind: str, choices: Mapping[str, Choice]) -> dict[str, Tensor]:
+    """What the rule returned for each layer, sorted: different integers within bounds, of the right number.
+
+    On a GPU the host waits once for all layers.
+    """
+    found = {name: _sorted(choice.found) for name, choice in choices.items()}
+    doubts = [choices[name].at_odds for name in choices]
+    flags = [_is_faulty(found[name], choice.bound) for name, choice in choices.items()]
+    flags += [doubt for doubt in doubts if doubt is not None]
+    if any(read(flags)):
+        for name, choice in choices.items():
+            if bool(_is_faulty(found[name], choice.bound)):
+                raise ValueError(f"{kind}: the rule returned repeated or out-of-range choices for {name}")
+            if choice.at_odds is not None and bool(choice.at_odds):
+                raise ValueError(f"{kind}: {choice.why}")
+    return found
+
+
+def check_form(kind: str, name: str, choice: Choice) -> Choice:
+    """Raise unless the rule returned an int64 tensor of the right length."""
+    found, count = choice.found, choice.count
+    shape = tuple(found.shape) if isinstance(found, Tensor) else None
     expected = (count,) if count is not None else shape if shape is not None and len(shape) == 1 else ("n",)
-    if not isinstance(choice, Tensor) or choice.dtype != torch.int64 or shape != expected:
-        got = f"{choice.dtype} {shape}" if isinstance(choice, Tensor) else type(choice).__name__
+    if not isinstance(found, Tensor) or found.dtype != torch.int64 or shape != expected:
+        got = f"{found.dtype} {shape}" if isinstance(found, Tensor) else type(found).__name__
         wanted = f"({count},)" if count is not None else "of one dimension"
         raise ValueError(f"{kind}: expected the rule to return int64 {wanted} for {name}, got {got}")
-    # Most rules choose in order: sorting would take memory and time.
-    if not bool((choice[1:] > choice[:-1]).all()):
-        choice = choice.sort().values
-    if choice.numel() and (choice[0] < 0 or choice[-1] >= bound or bool((choice[1:] == choice[:-1]).any())):
-        raise ValueError(f"{kind}: the rule returned repeated or out-of-range choices for {name}")
     return choice
+
+
+def _sorted(found: Tensor) -> Tensor:
+    # Most rules choose in order, and sorting takes memory and time; but to ask takes a GPU as long.
+    if not is_remote(found) and bool((found[1:] > found[:-1]).all()):
+        return found
+    return found.sort().values
+
+
+def _is_faulty(found: Tensor, bound: int) -> Tensor:
+    """Of a sorted choice, bool ``[]``."""
+    if found.numel() == 0:
+        return torch.zeros((), dtype=torch.bool, device=found.device)
+    return (found[1:] == found[:-1]).any() | (found[0] < 0) | (found[-1] >= bound)

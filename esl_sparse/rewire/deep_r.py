@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 from ..topology import random_absent_ids
 from .blocks import inside
 from .evolver import Evolver, LayerUpdate, check_finite
+from .host import taken
 from .journal import Journal
 from .layers import SparseLayer, stamp
 from .report import RewireReport
@@ -74,8 +75,8 @@ class DeepR(Evolver):
 
     def _plan(self, iteration: int, journal: Journal) -> tuple[float, list[LayerUpdate]]:
         layers = self._trained_layers()
+        check_finite(layers)
         for name, layer in layers.items():
-            check_finite(name, layer)
             if self._stamps[name] != stamp(layer):  # other blocks were loaded
                 signs = dict(self._signs)
                 signs[name] = self._signs_of(layer)
@@ -102,13 +103,14 @@ class DeepR(Evolver):
 
     def _replace(self, name: str, layer: SparseLayer) -> LayerUpdate:
         topology = layer.topology
-        ids, signs = topology.block_ids(), self._signs[name]
+        ids, signs = self._block_ids(name, layer), self._signs[name]
         stays = inside(layer)[0].sum((1, 2), dtype=torch.float32) * signs.to(ids.device) >= 0
         count = stays.numel() - int(stays.sum())
-        chosen = random_absent_ids(ids[stays], topology.layout.blocks, count, self.generator)
-        record = self._record(name, ids).including(chosen)
+        active = taken(ids, stays, stays.numel() - count)
+        chosen = random_absent_ids(active, topology.layout.blocks, count, self.generator)
+        record = self._record(name, layer, ids).including(chosen)
         more = [(signs, self._random_signs(count).to(signs.device))]
-        return self._moved(name, layer, stays, chosen, record, more=more, renew=True)
+        return self._moved(name, layer, stays, count, chosen, record, more=more, renew=True)
 
     def _signs_of(self, layer: SparseLayer) -> Tensor:
         """int8 ``[nnzb]``, -1 or 1: that of each block's sum; zero blocks get a random one."""

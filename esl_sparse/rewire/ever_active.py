@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..topology import random_absent_ids
+from .host import taken
 from .sorted_ids import contains_sorted, merge_sorted
 
 _CHUNK = 1 << 17  # bytes of the bitmap looked at together
@@ -55,11 +56,13 @@ class EverActive:
         return (self.data[ids >> 3] >> (ids & 7).to(torch.uint8)) & 1 == 1
 
     def including(self, ids: Tensor) -> EverActive:
-        """A record with these sorted, unique ids added; this one stays as it is."""
-        fresh = ids[~self.contains(ids)]
-        if fresh.numel() == 0:
+        """A record with these sorted, unique ids added; this one stays as it is. On a GPU the host waits once."""
+        is_fresh = ~self.contains(ids)
+        number = int(is_fresh.sum())
+        if number == 0:
             return self
-        size = self.size + fresh.numel()
+        size = self.size + number
+        fresh = taken(ids, is_fresh, number)
         if self.is_bitmap:
             return EverActive(self.total, size, _set_bits(self.data.clone(), fresh))
         if size * self.data.element_size() <= -(-self.total // 8):

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 import weakref
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -10,11 +11,11 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ..topology import BlockTopology
-from .blocks import inside
 from .ever_active import EverActive
+from .host import is_remote, magnitude, read
 from .journal import Journal
-from .layers import SparseLayer, following_layers, rewirable_layers
-from .optimizer_state import param_group, slots
+from .layers import SparseLayer, following_layers, rewirable_layers, stamp
+from .optimizer_state import InitialSlots, param_group, slots
 from .progress import Progress, last
 from .ranks import ranks_of
 from .report import LayerReport, RewireReport
@@ -82,7 +83,10 @@ class Evolver:
         self.generator = generator
         if self._ranks is not None:
             self._ranks.share(generator)
+        self._initial_slots = InitialSlots(optimizer)
+        self._ids: dict[str, Tensor] = {}
         self._progress = Progress.start(self._layers)
+        self._recorded = {name: stamp(layer) for name, layer in self._layers.items()}  # blocks that it knows
         for name, layer in self._trained_layers().items():
             self._carried(name, layer, self._copies(name, layer))  # can all of it follow? Say so now
         self._stepped = False
@@ -114,6 +118,8 @@ class Evolver:
         except BaseException:
             self._failed()
             raise
+        finally:
+            self._ids.clear()
         if report is None:
             self._progress = replace(self._progress, iteration=iteration)
         self._stepped = False
@@ -132,6 +138,7 @@ class Evolver:
             for update in updates:
                 update.write(journal)
             journal.assign(self, "_progress", progress)
+        self._recorded |= {update.name: stamp(self._layers[update.name]) for update in updates}
         return report
 
     # What a method decides
@@ -165,6 +172,7 @@ class Evolver:
         name: str,
         layer: SparseLayer,
         stays: Tensor,
+        pruned: int,
         chosen: Tensor,
         record: EverActive,
         *,
@@ -172,17 +180,29 @@ class Evolver:
         renew: bool = False,
         note: str = "",
     ) -> LayerUpdate:
-        """The update that leaves the blocks that stay and adds the chosen ids; ``more`` goes with the blocks."""
-        rewiring = Rewiring.of(layer.topology, stays, chosen, renew)
+        """The update that leaves the blocks that stay, all but ``pruned``, and adds the chosen ids.
+
+        ``more`` goes with the blocks.
+        """
+        ids = self._ids.pop(name, None)
+        rewiring = Rewiring.of(layer.topology, ids, stays, stays.numel() - pruned, chosen, renew)
         copies = self._copies(name, layer)
         topologies = [layer.topology, *(copy.topology for copy in copies)]
         carried = [*self._carried(name, layer, copies), *more]
-        pruned = stays.numel() - int(stays.sum())
         return LayerUpdate(name, rewiring, topologies, carried, pruned, record, note)
 
-    def _record(self, name: str, ids: Tensor) -> EverActive:
+    def _block_ids(self, name: str, layer: SparseLayer) -> Tensor:
+        """Of the present topology. On a GPU, where launches take longer than memory, made once an update."""
+        if not is_remote(layer.values):
+            return layer.topology.block_ids()
+        if name not in self._ids:
+            self._ids[name] = layer.topology.block_ids()
+        return self._ids[name]
+
+    def _record(self, name: str, layer: SparseLayer, ids: Tensor) -> EverActive:
         """The ever-active record with the blocks that are there: some may have been loaded since."""
-        return self._progress.ever_active[name].to(ids.device).including(ids)
+        record = self._progress.ever_active[name].to(ids.device)
+        return record if self._recorded.get(name) == stamp(layer) else record.including(ids)
 
     def _seed(self) -> int:
         return int(torch.randint(1 << 62, (), generator=self.generator, device=self.generator.device))
@@ -195,15 +215,18 @@ class Evolver:
         if layer.values.grad is not None:
             carried.append((layer.values.grad, 0.0))
         carried.extend((copy.values, 0.0) for copy in copies)
-        carried.extend(slots(self.optimizer, self._group(name, layer), layer.values))
+        group = self._group(name, layer)
+        initial = self._initial_slots.of(name, group, layer.values)
+        carried.extend(slots(self.optimizer, group, layer.values, initial))
         return carried
 
     def _copies(self, name: str, layer: SparseLayer) -> list[SparseLayer]:
         """The followers' copies of a layer; raises unless their blocks stand where the layer's do."""
         copies = [follower[name] for follower in self._followers]
         for copy in copies:
-            pairs = zip(copy.topology.index_tensors(), layer.topology.index_tensors(), strict=True)
-            if not all(torch.equal(theirs.to(ours.device), ours) for theirs, ours in pairs):
+            pairs = [*zip(copy.topology.index_tensors(), layer.topology.index_tensors(), strict=True)]
+            same = all(theirs.shape == ours.shape for theirs, ours in pairs)
+            if not same or any(read([(theirs.to(ours.device) != ours).any() for theirs, ours in pairs])):
                 raise ValueError(f"followers: the blocks of {name} stand elsewhere than in the model")
         return copies
 
@@ -255,22 +278,29 @@ class Evolver:
             journal.assign(self, "_progress", progress)
             self._load(state)
         self._stepped = False
+        self._recorded = {}
 
     def _load(self, state: Mapping[str, Any]) -> None:
         """Take over what a subclass saved beside this class's state; the last thing that can fail."""
 
 
-def check_finite(name: str, layer: SparseLayer) -> None:
-    """Raise unless all weights, and the gradients if there are any, are finite."""
-    values, valid = inside(layer)
-    entries = {"weights": values}
-    if layer.values.grad is not None:
-        grad = layer.values.grad
-        entries["gradients"] = grad if valid is None else grad.masked_fill(~valid, 0)
-    for what, tensor in entries.items():
-        if tensor.numel() and not all(end.isfinite() for end in tensor.aminmax()):
-            bad = int((~tensor.isfinite()).sum())
-            raise ValueError(f"{name}: {bad} of {layer.topology.nnz} {what} are NaN or infinite")
+def check_finite(layers: Mapping[str, SparseLayer]) -> None:
+    """Raise unless all weights, and the gradients if there are any, are finite. On a GPU the host waits once."""
+    whose = [(name, what) for name in layers for what in ("weights", "gradients")]
+    sizes = read([magnitude(_entries(layers[name], what)) for name, what in whose])
+    for (name, what), size in zip(whose, sizes, strict=True):
+        if not math.isfinite(size):
+            bad, nnz = int((~_entries(layers[name], what).isfinite()).sum()), layers[name].topology.nnz
+            raise ValueError(f"{name}: {bad} of {nnz} {what} are NaN or infinite")
+
+
+def _entries(layer: SparseLayer, what: str) -> Tensor:
+    """Those inside the weight; of no gradients, none."""
+    tensor = layer.values.detach() if what == "weights" else layer.values.grad
+    if tensor is None:
+        return layer.values.new_empty(0)
+    topology = layer.topology
+    return tensor.masked_fill(~topology.valid(), 0) if topology.layout.overhangs else tensor
 
 
 def _after_each_step(evolver: Evolver) -> None:

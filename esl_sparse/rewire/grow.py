@@ -108,7 +108,7 @@ def random_unfired(absent: AbsentBlocks, count: int) -> Tensor:
 def largest_score(absent: AbsentBlocks, count: int) -> Tensor:
     """The candidates of largest score."""
     known = _candidates(absent)
-    return absent.largest(known.score, known.ids, count)
+    return absent.largest(known.score, known.ids, count, finite=True)
 
 
 def shared_over_neurons(absent: AbsentBlocks, count: int) -> Tensor:

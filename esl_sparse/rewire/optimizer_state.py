@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections import UserDict
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -25,7 +26,9 @@ def twin(optimizer: Optimizer, group: dict[str, Any], param: nn.Parameter) -> Op
     return kind([{**options, "params": [param]}], **defaults)
 
 
-def slots(optimizer: Optimizer, group: dict[str, Any], param: nn.Parameter) -> list[tuple[Tensor, Tensor]]:
+def slots(
+    optimizer: Optimizer, group: dict[str, Any], param: nn.Parameter, initial: Mapping[str, Tensor]
+) -> list[tuple[Tensor, Tensor]]:
     """State that holds one slot for each of the ``n`` blocks of ``param [n, ...]``, and how a slot starts.
 
     Scalars such as ``step`` belong to no block and are left out.
@@ -36,7 +39,6 @@ def slots(optimizer: Optimizer, group: dict[str, Any], param: nn.Parameter) -> l
     Raises:
         ValueError: the optimiser keeps anything else, which could not follow its block.
     """
-    initial = _initial_slots(optimizer, group, param)
     pairs = []
     for key, entry in optimizer.state.get(param, {}).items():
         if entry is None or isinstance(entry, (bool, int, float, str)):
@@ -51,6 +53,30 @@ def slots(optimizer: Optimizer, group: dict[str, Any], param: nn.Parameter) -> l
                 f"{len(param)} blocks that starts anew; it cannot follow a rewiring"
             )
     return pairs
+
+
+class InitialSlots:
+    """How the optimiser starts a slot, by parameter; asked of it again only where that may have changed."""
+
+    def __init__(self, optimizer: Optimizer) -> None:
+        self._optimizer = optimizer
+        self._known: dict[str, tuple[dict[str, Any], dict[str, Tensor]]] = {}
+
+    def of(self, name: str, group: dict[str, Any], param: nn.Parameter) -> dict[str, Tensor]:
+        """State entries ``[1, ...]`` of one block of ``param [n, ...]``, which goes by ``name``."""
+        # The rate changes with every step, and only few look at it (Rprop).
+        options = {key: option for key, option in group.items() if key not in ("params", "lr", "initial_lr")}
+        fixed = all(isinstance(x, (bool, int, float, str, tuple, type(None))) for x in options.values())
+        key: dict[str, Any] = {**options, "place": (param.dtype, param.device, param.shape[1:])}
+        if fixed and name in self._known and self._known[name][0] == key:
+            return self._known[name][1]
+        found = _initial_slots(self._optimizer, group, param)
+        self._known.pop(name, None)
+        if fixed and isinstance(group.get("lr"), float):
+            other = _initial_slots(self._optimizer, {**group, "lr": 2 * group["lr"] + 1e-3}, param)
+            if found.keys() == other.keys() and all(torch.equal(found[k], other[k]) for k in found):
+                self._known[name] = key, found
+        return found
 
 
 def _initial_slots(optimizer: Optimizer, group: dict[str, Any], param: nn.Parameter) -> dict[str, Tensor]:

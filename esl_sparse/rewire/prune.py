@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ..ops.select import smallest
 from .blocks import ActiveBlocks
+from .host import read
 from .registry import Registry
 
 
@@ -47,7 +48,7 @@ PRUNE_RULES: Registry[PruneRule] = Registry("prune", (AcrossLayers, OwnCount))
 @PRUNE_RULES.register("magnitude")
 def magnitude(blocks: ActiveBlocks, count: int) -> Tensor:
     """The smallest mean |w|. (A sum would prune blocks at the weight's edge first.)"""
-    return blocks.smallest(blocks.mean(blocks.values.abs()), count)
+    return blocks.smallest(blocks.mean(blocks.values.abs()), count, finite=True)
 
 
 @PRUNE_RULES.register("global_magnitude")
@@ -59,7 +60,8 @@ def global_magnitude(layers: Sequence[ActiveBlocks], count: int) -> list[Tensor]
     # An id names a place in its layer; shifted, it names one in the model.
     shifts = torch.tensor([0, *[blocks.layout.blocks for blocks in layers]]).cumsum(0).tolist()
     ids = [(blocks.ids + shift).to(device) for blocks, shift in zip(layers, shifts, strict=False)]
-    chosen = smallest(torch.cat([x.to(device) for x in scores]), torch.cat(ids), count, layers[0].seed).sort()
+    every = torch.cat([x.to(device) for x in scores])
+    chosen = smallest(every, torch.cat(ids), count, layers[0].seed, finite=True).sort()
     ends = torch.tensor([blocks.count for blocks in layers], device=device).cumsum(0)
     owner = torch.searchsorted(ends, chosen.values, right=True)
     return [
@@ -76,15 +78,14 @@ def set_per_sign(blocks: ActiveBlocks, count: int) -> Tensor:
     positive and negative blocks by largest remainder, so that the sum is exact. A block has the sign of its
     sum.
     """
-    score = blocks.mean(blocks.values.abs())
-    zeros, positives, negatives = _by_sign(blocks, score)
-    from_zeros = min(zeros.numel(), count)
-    from_positives, from_negatives = _split(count - from_zeros, positives.numel(), negatives.numel())
+    score, is_negative, zeros, positives, negatives = _by_sign(blocks)
+    from_zeros = min(zeros, count)
+    from_positives, from_negatives = _split(count - from_zeros, positives, negatives)
     return torch.cat(
         [
-            blocks.smallest(score, from_zeros, zeros),
-            blocks.smallest(score, from_positives, positives),
-            blocks.smallest(score, from_negatives, negatives),
+            # Zeros have the least score of those that are not negative.
+            blocks.smallest(score, from_zeros + from_positives, ~is_negative, finite=True),
+            blocks.smallest(score, from_negatives, is_negative, finite=True),
         ]
     )
 
@@ -98,26 +99,27 @@ def set_itop(blocks: ActiveBlocks, count: int) -> Tensor:
     are all that stay of them. With as many negative as positive weights about half of all weights go, whatever
     the fraction (known: sparse_learning issue 19). Zeros go too. Use ``set``.
     """
-    score = blocks.mean(blocks.values.abs())
-    zeros, positives, negatives = _by_sign(blocks, score)
+    score, is_negative, zeros, positives, negatives = _by_sign(blocks)
     half = -(-count // 2)
-    kept = max(0, min(half, negatives.numel()) - 1)
+    kept = max(0, min(half, negatives) - 1)
     return torch.cat(
         [
-            zeros,
-            blocks.smallest(score, min(half, positives.numel()), positives),
-            blocks.smallest(score, negatives.numel() - kept, negatives),
+            blocks.smallest(score, zeros + min(half, positives), ~is_negative, finite=True),
+            blocks.smallest(score, negatives - kept, is_negative, finite=True),
         ]
     )
 
 
-def _by_sign(blocks: ActiveBlocks, score: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Positions of zero, positive and negative blocks; a block whose entries cancel counts as positive."""
-    positive = blocks.sum(blocks.values) >= 0
+def _by_sign(blocks: ActiveBlocks) -> tuple[Tensor, Tensor, int, int, int]:
+    """Scores, which blocks are negative, and how many zero, positive and negative ones there are.
+
+    A block whose entries cancel counts as positive.
+    """
+    score = blocks.mean(blocks.values.abs())
     is_zero = score == 0
-    groups = (is_zero, positive & ~is_zero, ~positive & ~is_zero)
-    zeros, positives, negatives = (group.nonzero().squeeze(1) for group in groups)
-    return zeros, positives, negatives
+    is_negative = ~((blocks.sum(blocks.values) >= 0) | is_zero)
+    zeros, negatives = (int(n) for n in read([is_zero.sum(), is_negative.sum()]))
+    return score, is_negative, zeros, blocks.count - zeros - negatives, negatives
 
 
 def _split(count: int, a: int, b: int) -> tuple[int, int]:

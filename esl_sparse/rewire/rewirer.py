@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -9,10 +10,11 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from .apportion import apportion
-from .blocks import AbsentBlocks, ActiveBlocks, checked_choice, inside
+from .blocks import AbsentBlocks, ActiveBlocks, Choice, check_form, checked, inside
 from .ever_active import EverActive
 from .evolver import Evolver, LayerUpdate, check_finite
 from .grow import GROW_RULES, DrawnCount, GradientRule, GrowRule
+from .host import taken
 from .journal import Journal
 from .layers import SparseLayer, follows_gradients
 from .prune import PRUNE_RULES, AcrossLayers, OwnCount, PruneRule
@@ -124,29 +126,27 @@ class Rewirer(Evolver):
         """Prune all layers, then grow all layers."""
         fraction = self.schedule.fraction(iteration)
         layers = self._trained_layers()
-        for name, layer in layers.items():
-            check_finite(name, layer)
+        check_finite(layers)
         pruned = self._prune(layers, fraction)
-        counts = self._counts(layers, pruned)
-        return fraction, [self._grow(name, layers[name], pruned[name], counts[name]) for name in layers]
+        return fraction, self._grow(layers, pruned, self._counts(layers, pruned))
 
     def _prune(self, layers: dict[str, SparseLayer], fraction: float) -> dict[str, Tensor]:
         """Positions of the blocks that go, int64 and sorted, by layer."""
         rule = self._prune_rule
         if isinstance(rule, AcrossLayers):
             return self._prune_across(rule, layers, fraction)
-        chosen = {}
+        choices, among = {}, {}
         for name, layer in layers.items():
-            blocks, prunable = self._prunable(name, layer)
+            blocks, among[name] = self._prunable(name, layer)
             count = round(fraction * blocks.count)
             if count == 0:
-                positions = blocks.ids.new_empty(0)
+                choice = Choice(blocks.ids.new_empty(0), 0, blocks.count)
             elif isinstance(rule, OwnCount):
-                positions = checked_choice("prune", name, rule.rule(blocks, count), None, blocks.count)
+                choice = Choice(rule.rule(blocks, count), None, blocks.count)
             else:
-                positions = checked_choice("prune", name, rule(blocks, count), count, blocks.count)
-            chosen[name] = positions if prunable is None else prunable[positions]
-        return chosen
+                choice = Choice(rule(blocks, count), count, blocks.count)
+            choices[name] = check_form("prune", name, choice)
+        return _positions(checked("prune", choices), among)
 
     def _prune_across(
         self, rule: AcrossLayers, layers: dict[str, SparseLayer], fraction: float
@@ -155,17 +155,21 @@ class Rewirer(Evolver):
         every = [blocks for blocks, _ in choices.values()]
         count = sum(round(fraction * blocks.count) for blocks in every)
         found = rule.rule(every, count) if count else [blocks.ids.new_empty(0) for blocks in every]
-        chosen = {}
-        for (name, (blocks, prunable)), positions in zip(choices.items(), found, strict=True):
-            positions = checked_choice("prune", name, positions, None, blocks.count)
-            chosen[name] = positions if prunable is None else prunable[positions]
-        if (got := sum(positions.numel() for positions in chosen.values())) != count:
+        if (got := len(found)) != len(every):
+            raise ValueError(
+                f"prune: expected the rule to return positions of {len(every)} layers, got {got}"
+            )
+        chosen = {
+            name: check_form("prune", name, Choice(positions, None, blocks.count))
+            for (name, (blocks, _)), positions in zip(choices.items(), found, strict=True)
+        }
+        if (got := sum(choice.found.numel() for choice in chosen.values())) != count:
             raise ValueError(f"prune: expected the rule to choose {count} blocks in all, got {got}")
-        return chosen
+        return _positions(checked("prune", chosen), {name: among for name, (_, among) in choices.items()})
 
     def _prunable(self, name: str, layer: SparseLayer) -> tuple[ActiveBlocks, Tensor | None]:
         """The blocks that are not protected, and their positions (None: all)."""
-        ids = layer.topology.block_ids()
+        ids = self._block_ids(name, layer)
         values, valid = inside(layer)
         grad = layer.values.grad
         if grad is not None and valid is not None:
@@ -221,23 +225,41 @@ class Rewirer(Evolver):
             raise ValueError(f"redistribute: {name}: expected finite numbers, their mean is {mean}")
         return mean
 
-    def _grow(self, name: str, layer: SparseLayer, pruned: Tensor, count: int) -> LayerUpdate:
-        stays = torch.ones(layer.topology.nnzb, dtype=torch.bool, device=pruned.device)
-        stays[pruned] = False
-        chosen, record, note = self._choose(name, layer, stays, pruned, count)
-        return self._moved(name, layer, stays, chosen, record, note=note)
+    def _grow(
+        self, layers: dict[str, SparseLayer], pruned: dict[str, Tensor], counts: dict[str, int]
+    ) -> list[LayerUpdate]:
+        stays, choices, records, notes = {}, {}, {}, {}
+        for name, layer in layers.items():
+            stays[name] = torch.ones(layer.topology.nnzb, dtype=torch.bool, device=pruned[name].device)
+            stays[name].index_fill_(0, pruned[name], False)
+            choices[name], records[name], notes[name] = self._choose(
+                name, layer, stays[name], pruned[name], counts[name]
+            )
+        grown = checked("grow", choices)
+        return [
+            self._moved(
+                name,
+                layer,
+                stays.pop(name),
+                pruned[name].numel(),
+                grown[name],
+                records.pop(name).including(grown[name]),
+                note=notes[name],
+            )
+            for name, layer in layers.items()
+        ]
 
     def _choose(
         self, name: str, layer: SparseLayer, stays: Tensor, pruned: Tensor, count: int
-    ) -> tuple[Tensor, EverActive, str]:
-        """Ids to grow, sorted, the ever-active record that includes them, and what could not be done."""
-        ids, layout = layer.topology.block_ids(), layer.topology.layout
-        record = self._record(name, ids)
+    ) -> tuple[Choice, EverActive, str]:
+        """Ids to grow, the ever-active record as it is before, and what could not be done."""
+        ids, layout = self._block_ids(name, layer), layer.topology.layout
+        record = self._record(name, layer, ids)
         seed = self._seed()
         if count == 0:
-            return ids.new_empty(0), record, ""
+            return Choice(ids.new_empty(0), 0, layout.blocks), record, ""
         rule, candidates, note = self._grow_rule, None, ""
-        active, gone = ids[stays], ids[pruned]
+        active, gone = taken(ids, stays, ids.numel() - pruned.numel()), ids[pruned]
         del ids  # with blocks of 1x1 ids are what takes memory
         if isinstance(rule, GradientRule):
             if name in self._watches:
@@ -248,12 +270,11 @@ class Rewirer(Evolver):
                 rule = GROW_RULES["random"]
         del gone
         absent = AbsentBlocks(name, layout, active, record, seed, self.generator, candidates)
-        chosen = rule(absent, count)
+        choice = check_form("grow", name, Choice(rule(absent, count), count, layout.blocks))
         del absent, candidates
-        chosen = checked_choice("grow", name, chosen, count, layout.blocks)
-        if contains_sorted(active, chosen).any():
-            raise ValueError(f"grow: the rule chose blocks of {name} that are active")
-        return chosen, record.including(chosen), note
+        is_active = contains_sorted(active, choice.found).any()
+        why = f"the rule chose blocks of {name} that are active"
+        return replace(choice, at_odds=is_active, why=why), record, note
 
     # Gradients of absent places
 
@@ -375,6 +396,14 @@ class Rewirer(Evolver):
         if isinstance(rule, GradientRule) and self._into_window(rule) == -1:
             self._counters.update({name: CallCounter(x) for name, x in self._trained_layers().items()})
         self._eager.switch(on=bool(self._watches or self._counters))
+
+
+def _positions(chosen: dict[str, Tensor], among: dict[str, Tensor | None]) -> dict[str, Tensor]:
+    """Positions among a layer's blocks, of those among the ones that could be chosen (None: all)."""
+    for name, some in among.items():
+        if some is not None:
+            chosen[name] = some[chosen[name]]
+    return chosen
 
 
 def _of_one_block_size(layers: Mapping[str, SparseLayer]) -> list[list[str]]:

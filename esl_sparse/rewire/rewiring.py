@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from ..topology import BlockTopology
+from .host import is_remote
 from .sorted_ids import merge_sorted
 
 
@@ -24,17 +25,30 @@ class Rewiring:
     grown: Tensor
 
     @classmethod
-    def of(cls, topology: BlockTopology, stays: Tensor, chosen: Tensor, renew: bool = False) -> Rewiring:
+    def of(
+        cls,
+        topology: BlockTopology,
+        ids: Tensor | None,
+        stays: Tensor,
+        staying: int,
+        chosen: Tensor,
+        renew: bool = False,
+    ) -> Rewiring:
         """Take away blocks and add others.
 
         Args:
-            topology: the present one. stays: which of its blocks stay, bool ``[nnzb]``.
-            chosen: ids to add, sorted; some may be those of blocks that do not stay. These keep what they
+            topology: the present one. ids: of its blocks, where they are at hand.
+            stays: which of its blocks stay, bool ``[nnzb]``. staying: how many.
+            chosen: ids to add, sorted, of absent places or of blocks that do not stay. These keep what they
                 hold, or, with ``renew``, are as new as the others.
         """
-        move = _move_without_waiting if chosen.is_cuda else _move
-        new_ids, source, grown = move(topology.block_ids(), stays, chosen, renew)
-        return cls(BlockTopology.from_block_ids(new_ids, topology.layout), source, grown)
+        ids = topology.block_ids() if ids is None else ids
+        if is_remote(chosen):
+            new_ids, source, grown = _move_without_waiting(ids, stays, staying, chosen, renew)
+        else:
+            new_ids, source, grown = _move(ids, stays, chosen, renew)
+        del ids
+        return cls(BlockTopology.from_block_ids(new_ids, topology.layout, check=False), source, grown)
 
     def carry(self, tensor: Tensor, fill: Tensor | float = 0.0) -> Tensor:
         """``tensor [n, ...]`` in the new order; grown blocks hold ``fill``: a number, ``[1, ...]``, or one for
@@ -42,7 +56,11 @@ class Rewiring:
         moved = tensor.detach().new_empty(self.source.numel(), *tensor.shape[1:])
         if len(tensor):
             torch.index_select(tensor.detach(), 0, self.source.to(tensor.device), out=moved)
-        moved[self.grown.to(tensor.device)] = torch.as_tensor(fill, dtype=moved.dtype, device=moved.device)
+        grown = self.grown.to(tensor.device)
+        if isinstance(fill, Tensor):
+            moved[grown] = fill.to(moved.device, moved.dtype)
+        else:
+            moved.index_fill_(0, grown, fill)
         return moved
 
 
@@ -67,17 +85,17 @@ def _move(ids: Tensor, stays: Tensor, chosen: Tensor, renew: bool) -> tuple[Tens
 
 
 def _move_without_waiting(
-    ids: Tensor, stays: Tensor, chosen: Tensor, renew: bool
+    ids: Tensor, stays: Tensor, staying: int, chosen: Tensor, renew: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     """As ``_move``, where a mask is dear: on a GPU each use of one waits to learn how many it lets pass.
 
-    Prefix sums say where each block goes instead, and the host waits twice: for the number that stays, and for that of
-    the grown ones. What does not stay goes to a place behind the last one.
+    Prefix sums say where each block goes instead, and the host waits once, for the number of grown ones. What does not
+    stay goes to a place behind the last one.
     """
     n, m = ids.numel(), chosen.numel()
     before = torch.zeros(n + 1, dtype=torch.int64, device=ids.device)  # how many stay of those before
     torch.cumsum(stays, 0, out=before[1:])
-    size = int(before[-1]) + m
+    size = staying + m
     at = torch.searchsorted(ids, chosen)
     places = before[at] + torch.arange(m, device=ids.device)
     to = torch.where(stays, before[:-1] + torch.searchsorted(chosen, ids), size)

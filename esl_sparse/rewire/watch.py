@@ -17,6 +17,7 @@ from ..ops.select import TopK
 from ..topology import BlockLayout, BlockTopology, check_block_ids, index_from_block_ids, row_indices
 from .blocks import Candidates
 from .grow import GradientRule
+from .host import magnitude, read
 from .layers import GradientLayer, SparseLayer, stamp
 from .ranks import Ranks
 from .sorted_ids import contains_sorted
@@ -252,15 +253,16 @@ class Watch:
         nonfinite = found.nonfinite
         if self._average is None or self._active_average is None:  # a window of one step
             score, of_pruned = found.score, found.active_score[pruned]
-            silent = not found.active_score.any()
+            sizes = read([magnitude(score), magnitude(found.active_score)])
         else:
             score = _block_means(self._average, found.topology)
             of_pruned = _block_means(self._active_average[pruned], topology, pruned_ids)
-            nonfinite += _nonfinite(self._average) + _nonfinite(self._active_average)
-            silent = not self._active_average.any()
+            sizes = read([magnitude(self._average), magnitude(self._active_average)])
+            if not all(map(math.isfinite, sizes)):
+                nonfinite += _nonfinite(self._average) + _nonfinite(self._active_average)
         if nonfinite:
             raise ValueError(f"{self.name}: the gradients of {nonfinite} blocks are NaN or infinite")
-        if silent and not score.any():
+        if not any(sizes):
             return None, "silent, all gradients are 0: grown at random"
 
         def row_mean() -> Tensor:
@@ -431,8 +433,6 @@ _STRIP_BYTES = 1 << 22  # of dense gradient
 
 def _nonfinite(average: Tensor) -> int:
     """Blocks of ``[n, bm, bn]`` with an entry that is NaN or infinite."""
-    if average.numel() == 0 or all(end.isfinite() for end in average.aminmax()):
-        return 0
     return int((~average.isfinite()).flatten(1).any(1).sum())
 
 

@@ -10,6 +10,7 @@
 #include "esl/pack.h"
 #include "esl/panel_stats.h"
 #include "esl/pool.h"
+#include "esl/sample.h"
 #include "esl/select.h"
 #include "esl/temporal.h"
 #include "esl/transpose_index.h"
@@ -157,6 +158,13 @@ void transpose(int64_t row_blocks, int64_t col_blocks, double density) {
   p.scratch = scratch.data;
   launch_transpose_index(p, nnzb, nullptr);
   ESL_EXPECT(ccol == w.ccol && row_t == w.row_t && offset_t == w.offset_t);
+}
+
+void sample_numbers(int64_t total, int64_t count) {
+  std::vector<int64_t> ours(size(count), -1), expected = ours;
+  launch_sample(Sample(total, count, 11, ours.data(), 1), nullptr);
+  ESL_DISPATCH(sample, Sample(total, count, 11, expected.data(), 1));
+  ESL_EXPECT(ours == expected);
 }
 
 struct Conv {
@@ -581,6 +589,7 @@ void run() {
   for (const double density : {0., 0.3, 1.}) transpose(37, 21, density);
   transpose(1, 3000, 0.2);
   transpose(300, 1, 0.2);
+  for (const int64_t count : {0, 1, 255, 1000}) sample_numbers(1000, count);
   const Conv convs[] = {{1, 7, 9, 1, 1, 1, 1, 1, 1, 0, 0, 1, 1, 3, 30},  {1, 6, 10, 5, 7, 3, 3, 1, 1, 1, 1, 1, 1, 2, 5},
                         {1, 5, 6, 6, 7, 3, 2, 2, 3, 1, 0, 1, 2, 1, 70},  {3, 4, 5, 4, 5, 2, 3, 1, 2, 1, 1, 2, 1, 2, 9},
                         {7, 1, 1, 4, 3, 3, 3, 1, 1, 1, 1, 1, 1, 1, 12},  {1, 3, 4, 2, 3, 2, 2, 2, 2, 3, 4, 1, 1, 1, 7},

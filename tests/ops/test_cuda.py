@@ -19,6 +19,7 @@ if emulation.ENABLED:
 OPS = (
     "pack",
     "select",
+    "sample",
     "linear",
     "conv2d",
     "lif",

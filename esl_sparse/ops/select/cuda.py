@@ -8,8 +8,8 @@ from torch import Tensor
 from ..._cuda import ask, capturing, launch
 
 
-def select(score: Tensor, ids: Tensor, count: int, seed: int, largest: bool) -> Tensor:
-    """As the raw op; the positions are ascending. Waits once, at the end, to tell of NaN.
+def select(score: Tensor, ids: Tensor, count: int, seed: int, largest: bool, finite: bool = False) -> Tensor:
+    """As the raw op; the positions are ascending. Unless the scores are finite, waits once, at the end, to tell of NaN.
 
     In a graph that is being captured nothing can be waited for: there NaN fails a device-side assertion.
     """
@@ -30,6 +30,8 @@ def select(score: Tensor, ids: Tensor, count: int, seed: int, largest: bool) -> 
         nan.data_ptr(),
         scratch.data_ptr(),
     )
+    if finite:
+        return chosen
     if capturing(score.device):
         torch._assert_async(nan == 0, "esl_sparse: a score is NaN")
     elif found := int(nan):

@@ -9,8 +9,8 @@ from ..._native import lib
 from ...arena import arena
 
 
-def select(score: Tensor, ids: Tensor, count: int, seed: int, largest: bool) -> Tensor:
-    """As the raw op; the positions are ascending."""
+def select(score: Tensor, ids: Tensor, count: int, seed: int, largest: bool, finite: bool = False) -> Tensor:
+    """As the raw op; the positions are ascending. NaN are found in passing, whatever was promised."""
     chosen = torch.empty(count, dtype=torch.int64)
     args = (
         score.numel(),

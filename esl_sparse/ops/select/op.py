@@ -13,20 +13,22 @@ from .._library import define
 from . import cuda, native, reference
 
 
-def _select(score: Tensor, ids: Tensor, count: int, seed: int, largest: bool) -> Tensor:
+def _select(score: Tensor, ids: Tensor, count: int, seed: int, largest: bool, finite: bool = False) -> Tensor:
     backend = choose("select", score.device.type, torch.float32)
     if backend == "reference":
-        return reference.select(score, ids, count, seed, largest)
+        return reference.select(score, ids, count, seed, largest, finite)
     kernel = native if backend == "native" else cuda
-    return kernel.select(score.float().contiguous(), ids.contiguous(), count, seed, largest)
+    return kernel.select(score.float().contiguous(), ids.contiguous(), count, seed, largest, finite)
 
 
-def _select_fake(score: Tensor, ids: Tensor, count: int, seed: int, largest: bool) -> Tensor:
+def _select_fake(
+    score: Tensor, ids: Tensor, count: int, seed: int, largest: bool, finite: bool = False
+) -> Tensor:
     return ids.new_empty(count)
 
 
 select_op = define(
-    "select(Tensor score, Tensor ids, SymInt count, SymInt seed, bool largest) -> Tensor",
+    "select(Tensor score, Tensor ids, SymInt count, SymInt seed, bool largest, bool finite=False) -> Tensor",
     _select,
     _select_fake,
 )
@@ -39,7 +41,7 @@ def not_below(score: Tensor, bound: float) -> Tensor:
     return reference.not_below(score, bound)
 
 
-def _checked(name: str, score: Tensor, ids: Tensor, count: int, seed: int) -> Tensor:
+def _checked(name: str, score: Tensor, ids: Tensor, count: int, seed: int, finite: bool) -> Tensor:
     if not score.is_floating_point():
         raise TypeError(f"score: expected a floating-point tensor, got {score.dtype}")
     if ids.dtype != torch.int64:
@@ -50,14 +52,16 @@ def _checked(name: str, score: Tensor, ids: Tensor, count: int, seed: int) -> Te
         raise ValueError(
             f"{name}: cannot choose {count} of scores {tuple(score.shape)} and ids {tuple(ids.shape)}"
         )
-    return select_op(score.detach(), ids, count, seed, name == "largest")
+    return select_op(score.detach(), ids, count, seed, name == "largest", finite)
 
 
-def smallest(score: Tensor, ids: Tensor, count: int, seed: int) -> Tensor:
+def smallest(score: Tensor, ids: Tensor, count: int, seed: int, finite: bool = False) -> Tensor:
     """Positions of the ``count`` smallest scores; equal scores are ordered by a seeded hash of their ids.
 
     Args:
         score: ``[n]``, compared in float32: -0 equals 0, infinities are ordered. ids: int64 ``[n]``, all different.
+        finite: the caller knows that no score is NaN, and a GPU is not waited for to learn it. Where one is, what is
+            chosen there means nothing.
 
     Returns:
         int64 ``[count]``, in no particular order, but the same in every run and for every number of threads. The ids
@@ -66,9 +70,9 @@ def smallest(score: Tensor, ids: Tensor, count: int, seed: int) -> Tensor:
     Raises:
         ValueError: a score is NaN, the shapes differ, or ``count`` is not in 0..n.
     """
-    return _checked("smallest", score, ids, count, seed)
+    return _checked("smallest", score, ids, count, seed, finite)
 
 
-def largest(score: Tensor, ids: Tensor, count: int, seed: int) -> Tensor:
+def largest(score: Tensor, ids: Tensor, count: int, seed: int, finite: bool = False) -> Tensor:
     """As ``smallest`` of ``-score``: the same hash orders equal scores."""
-    return _checked("largest", score, ids, count, seed)
+    return _checked("largest", score, ids, count, seed, finite)

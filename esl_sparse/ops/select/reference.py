@@ -24,10 +24,10 @@ def splitmix64(ids: Tensor, seed: int) -> Tensor:
     return z ^ _shift_right(z, 31)
 
 
-def select(score: Tensor, ids: Tensor, count: int, seed: int, largest: bool) -> Tensor:
+def select(score: Tensor, ids: Tensor, count: int, seed: int, largest: bool, finite: bool = False) -> Tensor:
     """Positions int64 ``[count]``; among equal scores the smallest hashes (as signed integers) go first."""
     score = score.float()
-    if score.isnan().any():
+    if not finite and score.isnan().any():
         raise ValueError(f"score: {int(score.isnan().sum())} of {score.numel()} are NaN")
     if count == 0:
         return ids.new_empty(0)
