@@ -38,7 +38,8 @@ _HOST = {
     "pack": "waits to learn whether the input holds what was promised",
     "temporal": "waits to learn whether every z is a time",
     "select": "waits to learn whether a score is NaN, and of a stream of scores how many pass",
-    "rewire": "waits for the numbers of blocks that stay and that are new; random places come from a CPU generator",
+    "rewire": "waits 3 times to learn whether all is in order, and for each layer 2 to 4 times for numbers of blocks "
+    "(more where layers exchange blocks or neurons share growth); seeds come from a CPU generator",
 }
 _DTYPES = {
     "native": (torch.float32, torch.bfloat16),

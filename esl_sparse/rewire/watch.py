@@ -187,6 +187,7 @@ class Watch:
 
     def commit(self) -> None:
         """The step counts: its gradients enter the window."""
+        _used_here([self._kept, self._sum, self._raw])
         if self._kept if self._ranks is None else self._is_called(self._ranks):
             self._new = self._scan(self._kept)
         if self._found is None:
@@ -402,6 +403,13 @@ class EagerSteps:
             if not cls._on:
                 cls._stance.__exit__(None, None, None)
                 cls._stance = None
+
+
+def _used_here(tree: Any) -> None:
+    """Tensors of forward and backward are used on the present stream: their memory is not given away before."""
+    for leaf in tree_leaves(tree):
+        if isinstance(leaf, Tensor) and leaf.is_cuda:
+            leaf.record_stream(torch.cuda.current_stream(leaf.device))
 
 
 def _row_index(ids: Tensor, layout: BlockLayout) -> BlockTopology:

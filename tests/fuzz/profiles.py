@@ -17,12 +17,12 @@ def fuzz(examples: int, *strategies: Any) -> Callable[[Callable[..., None]], Any
     """Makes a check of drawn arguments two tests: of so many examples, and of many times as many."""
 
     def decorate(check: Callable[..., None]) -> Any:
-        drawn = given(*strategies)(check)
         quick = settings(_COMMON, derandomize=True, max_examples=examples)
         thorough = settings(_COMMON, max_examples=THOROUGH * examples, print_blob=True)
 
         @pytest.mark.parametrize("profile", ["quick", pytest.param("thorough", marks=pytest.mark.slow)])
         def test(profile: str) -> None:
+            drawn = given(*strategies)(check)  # settings stick to it
             (quick if profile == "quick" else thorough)(drawn)()
 
         test.__doc__ = check.__doc__

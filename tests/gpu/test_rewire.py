@@ -1,6 +1,7 @@
 """Updates on the GPU choose what they choose on the CPU."""
 
 import copy
+import warnings
 
 import pytest
 import torch
@@ -50,6 +51,28 @@ def test_updates_agree_with_the_cpu(grow, prune):
     (ours, on_gpu, _), (theirs, _, _) = (train(model, d, 9, grow=grow, prune=prune) for d in ("cuda", "cpu"))
     assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
     assert all(t.is_cuda for t in on_gpu.buffers())
+
+
+@pytest.mark.parametrize("prune, grow, each", [("magnitude", "random", 2), ("set", "momentum", 4)])
+def test_an_update_waits_a_few_times(prune, grow, each):
+    """As tests/rewire/test_waits.py counts without a GPU."""
+    model = network().cuda()
+    optimizer = torch.optim.Adam(model.parameters())
+    rewirer = esl.Rewirer(model, optimizer, prune=prune, grow=grow, interval=2, t_end=20)
+    for _ in range(4):
+        optimizer.zero_grad()
+        model(torch.randn(8, 96, device="cuda")).square().sum().backward()
+        optimizer.step()
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            torch.cuda.set_sync_debug_mode("warn")
+            try:
+                report = rewirer.step()
+            finally:
+                torch.cuda.set_sync_debug_mode("default")
+    assert report.layers[0].grown > 0
+    waits = [w for w in caught if "synchroniz" in str(w.message)]
+    assert 3 <= len(waits) <= 3 + 2 * each, "\n".join(f"{w.filename}:{w.lineno}" for w in waits)
 
 
 def test_redistribution_and_memory():

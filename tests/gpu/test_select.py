@@ -3,6 +3,7 @@ import torch
 
 from esl_sparse import BlockLayout, _backends
 from esl_sparse.ops._library import raw
+from esl_sparse.sampling import sample
 from esl_sparse.topology import index_from_block_ids, transpose_index
 
 from ..ops.test_select import KINDS, SELECT, scores
@@ -20,6 +21,12 @@ def test_agrees_with_the_cpu(name, kind):
             expected = SELECT[name](score, ids, count, seed=n)
             chosen = SELECT[name](score.cuda(), ids.cuda(), count, seed=n)
             assert torch.equal(chosen.cpu().sort().values, expected.sort().values)
+
+
+def test_numbers_drawn_agree_with_the_cpu():
+    for total, count in ((1, 1), (1000, 1000), (10**12, 5000), (2**62, 5000)):
+        ours = sample(total, count, 7, torch.device("cuda"))
+        assert torch.equal(ours.cpu(), sample(total, count, 7, torch.device("cpu")))
 
 
 def test_nan_raises():
@@ -44,7 +51,8 @@ def test_streams_and_graphs():
     crow, col = index_from_block_ids(ids[:9000].sort().values, BlockLayout(250, 200, 1, 1))
 
     def everything():
-        return raw.select(score, ids, 1000, 3, True), *transpose_index(crow, col, 200)
+        drawn = sample(10**9, 3000, 5, score.device)
+        return raw.select(score, ids, 1000, 3, True), drawn, *transpose_index(crow, col, 200)
 
     with _backends.use("cuda"):
         assert_streams_and_graphs_change_nothing(everything)

@@ -80,7 +80,7 @@ class Usage(NamedTuple):
     stack: int  # bytes of a thread
 
 
-def usage(cubin: bytes, folder: Path) -> Usage:
+def _usage(cubin: bytes, folder: Path) -> Usage:
     import triton
 
     tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
@@ -92,3 +92,14 @@ def usage(cubin: bytes, folder: Path) -> Usage:
     found = re.search(r"REG:(\d+) STACK:(\d+)", said)
     assert found is not None, said
     return Usage(int(found[1]), int(found[2]))
+
+
+_REGISTERS = 65536  # of a processor, on all these chips
+
+
+def check_usage(made, folder: Path, *, registers: int, stack: int) -> None:
+    """A thread stays within its limits, and a block of threads within a processor: else no launch would succeed."""
+    used = _usage(made.asm["cubin"], folder)
+    assert used.registers * 32 * made.metadata.num_warps <= _REGISTERS
+    assert used.registers <= registers
+    assert used.stack <= stack
