@@ -1,5 +1,5 @@
-// Op sample. Floor: 8 bytes written a number, and a dozen rounds of some ten instructions, which vectors share: the pairs
-// of a chunk go through a round together, and the few numbers that are too large walk on alone.
+// Op sample. Floor: 8 bytes written a number, and a dozen rounds of some ten instructions, which vectors share: the
+// pairs of a chunk go through a round together, and the few numbers that are too large walk on alone.
 #include "esl/sample.h"
 
 #include "esl/parallel.h"
