@@ -126,7 +126,6 @@ def compile_for(build: Build, monkeypatch):
 
 # Bytes of a thread's stack that are a few scalars, not the accumulator.
 STACK = {"bfloat16": 64, "float16": 64, "float32": 128}
-REGISTERS = 255  # what a thread can have: accumulators take all there are
 
 
 SPILLS = pytest.mark.xfail(reason="ptxas spills full float32 products of 128 rows here, as on no other chip")
@@ -156,7 +155,7 @@ def test_compiles_ahead_of_time(build, monkeypatch, tmp_path):
         assert "mma" not in ptx, "TF32 without being asked for"
     else:
         assert chip.instruction in ptx
-    check_usage(compiled, tmp_path, registers=REGISTERS, stack=STACK[build.dtype])
+    check_usage(compiled, tmp_path, stack=STACK[build.dtype])
 
 
 SCORE_BLOCKS = ((1, 1), (4, 4), (16, 16), (128, 128))
@@ -201,4 +200,4 @@ def test_block_score_compiles_ahead_of_time(build, monkeypatch, tmp_path):
         assert CHIPS[chip].instruction in ptx
     # Two accumulators of 128 x 128, and no tensor cores to take them: ptxas spills, and that is slow, not wrong.
     spills = dtype == "float32" and block == (128, 128)
-    check_usage(made, tmp_path, registers=REGISTERS, stack=1024 if spills else STACK[dtype])
+    check_usage(made, tmp_path, stack=1024 if spills else STACK[dtype])

@@ -97,9 +97,9 @@ def _usage(cubin: bytes, folder: Path) -> Usage:
 _REGISTERS = 65536  # of a processor, on all these chips
 
 
-def check_usage(made, folder: Path, *, registers: int, stack: int) -> None:
-    """A thread stays within its limits, and a block of threads within a processor: else no launch would succeed."""
+def check_usage(made, folder: Path, *, stack: int, blocks: int = 1) -> None:
+    """A thread keeps its stack, and a processor has the registers of so many blocks of threads: without those of one,
+    no launch would succeed."""
     used = _usage(made.asm["cubin"], folder)
-    assert used.registers * 32 * made.metadata.num_warps <= _REGISTERS
-    assert used.registers <= registers
+    assert blocks * used.registers * 32 * made.metadata.num_warps <= _REGISTERS
     assert used.stack <= stack
