@@ -102,7 +102,8 @@ def test_neurons_that_fire_once():
     torch.manual_seed(0)
     model = SingleSpikeMLP(20, (16,), 4, layer=lambda n, m: TemporalLinear(n, m, density=0.5, block_size=2))
     with torch.no_grad():
-        model.hidden[0].values[:4] = 0  # some neurons stay silent
+        first_row = int(model.hidden[0].crow_indices[1])
+        model.hidden[0].values[:first_row] = 0  # its neurons stay silent
     images = torch.rand(6, 20)
     with esl.measure_rates(model) as rates:
         z = model.hidden[0](torch.where(images > 0.5, 1.0, 6.0))
