@@ -217,7 +217,7 @@ def _rewirer(
     if not config.evolves:
         return None
     generator = torch.Generator().manual_seed(config.seed)
-    t_end = round(config.t_end * total_steps)
+    t_end = max(1, round(config.t_end * total_steps))
     if config.structure == "deep_r":
         return DeepR(network, optimizer, t_end=t_end, generator=generator)
     common: dict[str, Any] = {
