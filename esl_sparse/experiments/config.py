@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 from ..data import DATASETS, options_of
@@ -135,6 +135,14 @@ class TrainConfig:
     @property
     def evolves(self) -> bool:
         return self.structure in ("mask", "evolve", "deep_r")
+
+    @property
+    def effective(self) -> TrainConfig:
+        """With defaults in place of what a fixed topology never looks at: runs that agree in this are the same."""
+        if self.evolves:
+            return self
+        rewiring = ("prune", "grow", "alpha", "interval", "t_start", "t_end", "redistribute")
+        return replace(self, **{name: getattr(TrainConfig, name) for name in rewiring})
 
     @property
     def has_blocks(self) -> bool:

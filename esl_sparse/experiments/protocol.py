@@ -182,7 +182,7 @@ def finished_run(
     """The run in `folder`: read if it is finished, continued if it was interrupted, else made."""
     if (folder / "result.json").exists():
         found, result = read_result(folder)
-        if found != config:
+        if found.effective != config.effective:
             raise RunError(f"{folder} holds a run with other settings: choose another folder with --runs.")
         return result
     trainer = Trainer(config, dataset, folder, [RunFolder(folder, config), *observers])

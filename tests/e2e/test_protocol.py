@@ -1,7 +1,9 @@
 import json
+from dataclasses import replace
 
 import pytest
 
+from esl_sparse.experiments.config import TrainConfig
 from esl_sparse.experiments.presets import PRESETS
 from esl_sparse.experiments.protocol import interval
 
@@ -74,3 +76,11 @@ def test_rules_are_compared_with_the_static_topology(esl, tmp_path):
     assert "difference to static" in (tmp_path / "table.md").read_text()
     code, _, err = esl(*arguments, "--row", "set+nothing*")
     assert code and "no row is called 'set+nothing*'" in err
+
+
+def test_runs_of_a_fixed_topology_are_the_same_whatever_the_rewiring():
+    for structure in ("dense", "static"):
+        config = TrainConfig(structure=structure)
+        assert replace(config, alpha=0.1, interval=7, grow="random").effective == config.effective
+        assert replace(config, lr=0.1).effective != config.effective
+    assert replace(TrainConfig(), alpha=0.1).effective != TrainConfig().effective
