@@ -86,7 +86,7 @@ CONVOLUTIONAL = {
     },
     "dvs-conv": {
         **_CONV,
-        "dense 5-10-20": _narrow(5, 10, 20),
+        "dense 5-10-20-40": _narrow(5, 10, 20, 40),
         "static 0.01 4x4": _static(0.01, (4, 4)),
         "evolve 0.01 4x4": _evolve(0.01, (4, 4)),
     },
