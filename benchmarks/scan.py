@@ -1,4 +1,4 @@
-"""``scan``: the ops of an update on their own: `block_score`, `select`, the stream of the best, `transpose_index`."""
+"""``scan``: what an update is made of: `block_score`, `select`, the stream of the best, `transpose_index`, `sample`."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import esl_sparse as esl
 from esl_sparse._backends import use
 from esl_sparse.ops.block_score import BlockScorer, LayerCall
 from esl_sparse.ops.select import TopK, largest
+from esl_sparse.sampling import distinct
 from esl_sparse.topology import BlockLayout, index_from_block_ids, random_absent_ids, transpose_index
 
 from . import cases, timing
@@ -113,6 +114,14 @@ def run(args: argparse.Namespace, report: Report) -> None:
                 "transpose_index": lambda a=crow, b=col: transpose("native", a, b, 1 << 14),  # type: ignore[misc]
             },
             blocks=n,
+        )
+        measure(
+            "sample",
+            {
+                "randint, unique": lambda t=layout.blocks, k=n: torch.randint(t, (k,)).unique(),  # type: ignore[misc]
+                "sample": lambda t=layout.blocks, k=n: distinct(t, k, torch.device("cpu")),  # type: ignore[misc]
+            },
+            count=n,
         )
     measured = speedups[0.1, 4]
     report.target("block_score, 4x4, rate .1, times torch.mm", ">= 1", measured, measured >= 1)

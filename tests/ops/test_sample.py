@@ -10,6 +10,8 @@ import torch
 from esl_sparse import _backends, _native
 from esl_sparse.sampling import distinct, sample
 
+pytestmark = pytest.mark.usefixtures("poison")
+
 CPU = torch.device("cpu")
 
 

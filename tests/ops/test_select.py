@@ -56,6 +56,14 @@ def scores(kind: str, n: int) -> torch.Tensor:
 KINDS = ["equal", "zeros", "three", "normal", "close", "special", "bits"]
 
 
+@pytest.mark.parametrize("name", SELECT)
+def test_a_promise_of_finite_scores_changes_nothing(backend, name):
+    score, ids = scores("special", 300), torch.randperm(300)
+    for count in (0, 7, 300):
+        promised = SELECT[name](score, ids, count, 3, finite=True)
+        assert torch.equal(promised.sort().values, SELECT[name](score, ids, count, 3).sort().values)
+
+
 @pytest.mark.parametrize("seed", [0, 1, 2**62 - 1, -3])
 def test_hash_is_splitmix64(seed):
     ids = torch.tensor([0, 1, 2, 12345, 2**40 + 7])

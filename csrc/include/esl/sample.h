@@ -17,7 +17,7 @@ namespace esl {
 constexpr int kSampleRounds = 12;
 
 struct Sample {
-  int64_t total, count;  // count <= total < 2^62
+  int64_t total, count;  // count <= total <= 2^62
   int64_t left, right;   // at most 2^31 each; left * right >= total
   uint32_t keys[kSampleRounds];
   int64_t* out;  // [count]
