@@ -34,8 +34,7 @@ def write_page(experiment: Experiment, scale: Scale, outcomes: Sequence[Outcome]
     write_csv(table, _runs(outcomes))
     write_json(values, _values(experiment, scale, outcomes, rows))
     with rc_context(STYLE):
-        seeds = len(outcomes[0].results)
-        write_png(experiment.draw(outcomes), plot, f"{_conditions(scale, outcomes)}; {seeds} seeds")
+        write_png(experiment.draw(outcomes), plot, f"{_conditions(scale, outcomes)}; {_seeds(outcomes)}")
     page.write_text(_page(experiment, scale, outcomes, rows, plot.name))
     return [page, plot, table, values]
 
@@ -74,7 +73,7 @@ def _page(
         "",
         experiment.note(scale),
         "",
-        f"{len(outcomes[0].results)} seeds; the epoch is picked on a 10 % validation split and tested once; "
+        f"{_seeds(outcomes)}; the epoch is picked on a 10 % validation split and tested once; "
         "differences are to the dense network, paired by seed, in points, with their 95 % t-interval.",
         "",
         "Settings:",
@@ -86,6 +85,11 @@ def _page(
         f"{where['python']}, {where['cpu']}, {where['threads']} threads.",
     ]
     return "\n".join(lines) + "\n"
+
+
+def _seeds(outcomes: Sequence[Outcome]) -> str:
+    count = len(outcomes[0].results)
+    return "1 seed" if count == 1 else f"{count} seeds"
 
 
 def _flag(scale: Scale) -> str:
