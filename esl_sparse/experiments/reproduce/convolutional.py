@@ -212,6 +212,7 @@ def _fig4_plot(outcomes: Sequence[Outcome]) -> Figure:
     densities = list(dict.fromkeys(outcome.row.config.density for outcome in sparse))
     grows = list(dict.fromkeys(outcome.row.config.grow for outcome in sparse))
     for axes, prune in zip(panels, ("magnitude", "set", "set_itop"), strict=True):
+        axes.sharey(panels[0])  # before anything is drawn, so that the axis covers all panels
         for grow, colour in zip(grows, COLOURS, strict=False):
             here = [x for x in sparse if (x.row.config.prune, x.row.config.grow) == (prune, grow)]
             axes.plot(
@@ -232,7 +233,6 @@ def _fig4_plot(outcomes: Sequence[Outcome]) -> Figure:
         axes.set_xticks(range(1 + len(densities)), ["1", *(f"{density:g}" for density in densities)])
         axes.set(title=f"pruned by {prune}", xlabel="density")
         axes.yaxis.set_major_formatter(PercentFormatter(1.0, symbol=""))
-        axes.sharey(panels[0])
     panels[0].set_ylabel("test accuracy (%)")
     panels[-1].legend(title="grown by", fontsize=7, title_fontsize=8)
     return figure

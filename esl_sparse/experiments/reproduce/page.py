@@ -21,8 +21,9 @@ _LABELS = {
     Scale.STAND_IN: "**Stand-in: small networks on data that can be had anywhere, not the paper's.**",
     Scale.QUICK: "**Quick: a smoke run on 8x8 digits. It shows that the command works; its accuracies mean nothing.**",
 }
+_RULES = ("prune", "grow")
 _RECIPE = ("data", "network", "T", "epochs", "batch_size", "optimizer", "lr", "schedule", "loss", "augment")
-_REWIRING = ("prune", "grow", "alpha", "interval", "t_end")
+_REWIRING = ("alpha", "interval", "t_end")
 
 
 def write_page(experiment: Experiment, scale: Scale, outcomes: Sequence[Outcome], out: Path) -> list[Path]:
@@ -30,7 +31,8 @@ def write_page(experiment: Experiment, scale: Scale, outcomes: Sequence[Outcome]
     out.mkdir(parents=True, exist_ok=True)
     stem = experiment.stem(scale)
     page, plot, table, values = (out / f"{stem}.{suffix}" for suffix in ("md", "png", "csv", "json"))
-    rows = [_row(experiment, outcome) for outcome in outcomes]
+    means = {outcome.row.label: outcome.mean for outcome in outcomes}
+    rows = [_row(experiment, outcome, means.get(outcome.row.reference or "")) for outcome in outcomes]
     write_csv(table, _runs(outcomes))
     write_json(values, _values(experiment, scale, outcomes, rows))
     with rc_context(STYLE):
@@ -39,17 +41,24 @@ def write_page(experiment: Experiment, scale: Scale, outcomes: Sequence[Outcome]
     return [page, plot, table, values]
 
 
-def _row(experiment: Experiment, outcome: Outcome) -> dict[str, str]:
+def _row(experiment: Experiment, outcome: Outcome, reference: float | None) -> dict[str, str]:
     return {
         "row": outcome.row.label,
         "paper (%)": outcome.row.paper,
         "ours (%)": f"{100 * outcome.mean:.2f}",
         "sd": "" if outcome.sd is None else f"{100 * outcome.sd:.2f}",
-        "difference": points(outcome.difference),
+        "difference": _difference(outcome, reference),
         "density": f"{outcome.density:.3f}",
         "connections": f"{outcome.connections:,}",
         **{name: _text(column(outcome)) for name, column in experiment.columns.items()},
     }
+
+
+def _difference(outcome: Outcome, reference: float | None) -> str:
+    """To the reference, whose mean is given; of one seed it has no interval."""
+    if outcome.difference is None and reference is not None:
+        return f"{100 * (outcome.mean - reference):+.2f}"
+    return points(outcome.difference)
 
 
 def _text(value: Any) -> str:
@@ -74,7 +83,7 @@ def _page(
         experiment.note(scale),
         "",
         f"{_seeds(outcomes)}; the epoch is picked on a 10 % validation split and tested once; "
-        "differences are to the dense network, paired by seed, in points, with their 95 % t-interval.",
+        f"differences are to the dense network, paired by seed, in points{_interval(outcomes)}.",
         "",
         "Settings:",
         "",
@@ -92,12 +101,16 @@ def _seeds(outcomes: Sequence[Outcome]) -> str:
     return "1 seed" if count == 1 else f"{count} seeds"
 
 
+def _interval(outcomes: Sequence[Outcome]) -> str:
+    return ", with their 95 % t-interval" if any(outcome.difference for outcome in outcomes) else ""
+
+
 def _flag(scale: Scale) -> str:
     return "" if scale is Scale.PAPER else f" --{scale.value}"
 
 
 def _settings(outcomes: Sequence[Outcome]) -> list[str]:
-    """Of the networks, each set once."""
+    """Of the networks, each set once, with all pairs of rules that went with it."""
 
     def said(outcome: Outcome) -> str:
         config = outcome.row.config
@@ -106,7 +119,12 @@ def _settings(outcomes: Sequence[Outcome]) -> list[str]:
             names = [name for name in names if name not in ("T", "loss")]
         return ", ".join(f"{name} {_value(getattr(config, name))}" for name in names)
 
-    return list(dict.fromkeys(map(said, outcomes)))
+    rules: dict[str, dict[str, None]] = {}
+    for outcome in outcomes:
+        pairs = rules.setdefault(said(outcome), {})
+        if outcome.row.config.evolves:
+            pairs[" + ".join(getattr(outcome.row.config, name) for name in _RULES)] = None
+    return [f"{line}; rules {', '.join(pairs)}" if pairs else line for line, pairs in rules.items()]
 
 
 def _value(value: Any) -> str:
