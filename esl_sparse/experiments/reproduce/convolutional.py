@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from matplotlib.figure import Figure
-from matplotlib.ticker import PercentFormatter
+from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from ..config import TrainConfig
 from ..log import read_log
@@ -135,6 +135,7 @@ def _fig3(scale: Scale) -> list[Row]:
     return [*rows, *(Row(label, config, _DENSE) for label, config in panels.items())]
 
 
+_PANEL_TITLE = 8
 _PANELS = {
     "exact": "exact counts: flat by construction",
     "redistributed": 'redistribute="momentum"',
@@ -153,12 +154,14 @@ def _fig3_plot(outcomes: Sequence[Outcome]) -> Figure:
         fmt="o-",
         color=COLOURS[0],
     )
-    curve.set(title="(a) accuracy by density", xlabel="density", ylabel="test accuracy (%)")
+    curve.set_title("(a) accuracy by density", fontsize=_PANEL_TITLE)
+    curve.set(xlabel="density", ylabel="test accuracy (%)")
     curve.yaxis.set_major_formatter(PercentFormatter(1.0, symbol=""))
     for axes, (label, title) in zip(panels, _PANELS.items(), strict=True):
         folder = by_label[label].folders[0]
         draw_density(axes, read_log(folder, "epoch"), read_log(folder, "rewire"))
-        axes.set_title(f"(b) {title}", fontsize=8)
+        axes.set_title(f"(b) {title}", fontsize=_PANEL_TITLE)
+        axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))  # numbers of iterations are wide
     panels[-1].legend(title="layer", fontsize=6, title_fontsize=7)
     return figure
 
