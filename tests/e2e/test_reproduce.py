@@ -2,12 +2,13 @@
 
 import csv
 import json
+from types import SimpleNamespace
 
 import pytest
 
 from esl_sparse.energy import ENERGY_CONSTANTS
 from esl_sparse.experiments.reproduce import EXPERIMENTS, Scale
-from esl_sparse.experiments.reproduce.experiment import run_name
+from esl_sparse.experiments.reproduce.experiment import Outcome, run_name
 from esl_sparse.experiments.reproduce.single_spike import density_of
 from esl_sparse.experiments.run_folder import read_result
 
@@ -39,6 +40,14 @@ def test_all_of_them(quick, tmp_path):
         assert (tmp_path / f"out/{name}-quick.png").read_bytes().startswith(b"\x89PNG")
         assert not (tmp_path / f"out/{name}.md").exists()
         assert all(row["paper (%)"] == "" for row in values["rows"])
+        assert "\n1 seed; " in page and "t-interval" not in page
+        accuracy = {row["row"]: row["test_accuracy"][0] for row in values["rows"]}
+        for row in EXPERIMENTS[name].rows(Scale.QUICK):
+            shown = next(x["difference"] for x in values["rows"] if x["row"] == row.label)
+            points = 100 * (accuracy[row.label] - accuracy[row.reference]) if row.reference else None
+            assert shown == ("" if points is None else f"{points:+.2f}")
+            if row.config.evolves:
+                assert f"{row.config.prune} + {row.config.grow}" in page.split("Settings:")[1]
     code, out, _ = quick("all", "--seeds", 1)
     assert code == 0 and ": test " not in out
 
@@ -66,6 +75,16 @@ def test_page_and_runs_agree(quick, tmp_path):
     assert len(folders) == 10
     for folder in folders:
         assert folder.name == run_name(read_result(folder)[0])
+
+
+def test_every_panel_of_fig4_shows_the_worst_rule():
+    def outcome(row):
+        accuracy = 0.1 if row.config.prune == "set_itop" else 0.9
+        return Outcome(row, None, [], [SimpleNamespace(test_accuracy=accuracy)], None)
+
+    experiment = EXPERIMENTS["fig4"]
+    figure = experiment.draw([outcome(row) for row in experiment.rows(Scale.STAND_IN)])
+    assert all(axes.get_ylim()[0] <= 0.1 < 0.9 <= axes.get_ylim()[1] for axes in figure.axes)
 
 
 def test_rows_are_the_paper_s():
