@@ -38,8 +38,8 @@ _HOST = {
     "pack": "waits to learn whether the input holds what was promised",
     "temporal": "waits to learn whether every z is a time",
     "select": "waits to learn whether a score is NaN, and of a stream of scores how many pass",
-    "rewire": "waits 3 times to learn whether all is in order, and for each layer 2 to 4 times for numbers of blocks "
-    "(more where layers exchange blocks or neurons share growth); seeds come from a CPU generator",
+    "rewire": "waits 4 to 8 times for all layers together, to learn whether all is in order and for numbers of blocks "
+    "(more by layer where neurons share growth, or what never was active comes first); seeds come from a CPU generator",
 }
 _DTYPES = {
     "native": (torch.float32, torch.bfloat16),

@@ -302,8 +302,12 @@ class BlockTopology(NamedTuple):
         """Active weights: entries of active blocks inside the weight."""
         if not self.layout.overhangs:
             return self.nnzb * self.layout.bm * self.layout.bn
+        return int(self.count_entries())
+
+    def count_entries(self) -> Tensor:
+        """``nnz`` as an int64 ``[]``, for whom its number can wait."""
         rows = self.layout.row_extent(self.row_indices())
-        return int((rows * self.layout.col_extent(self.col_indices.long())).sum())
+        return (rows * self.layout.col_extent(self.col_indices.long())).sum()
 
     @property
     def density(self) -> float:

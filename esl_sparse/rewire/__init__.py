@@ -6,7 +6,7 @@ from .distribution import DISTRIBUTIONS, erdos_renyi, erk, exact_counts, uniform
 from .ever_active import EverActive
 from .grow import GROW_RULES, DrawnCount, GradientRule, bernoulli
 from .layers import SparseLayer, sparse_layers
-from .prune import PRUNE_RULES, AcrossLayers, OwnCount
+from .prune import PRUNE_RULES, AcrossLayers, AsksFirst, OwnCount
 from .redistribute import REDISTRIBUTIONS
 from .report import LayerReport, RewireReport
 from .rewirer import Rewirer
@@ -21,6 +21,7 @@ __all__ = [
     "AbsentBlocks",
     "AcrossLayers",
     "ActiveBlocks",
+    "AsksFirst",
     "Candidates",
     "DeepR",
     "DrawnCount",

@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 from ..topology import random_absent_ids
 from .blocks import inside
 from .evolver import Evolver, LayerUpdate, check_finite
-from .host import taken
+from .host import read, taken
 from .journal import Journal
 from .layers import SparseLayer, stamp
 from .report import RewireReport
@@ -84,7 +84,7 @@ class DeepR(Evolver):
             self._walk(name, layer, journal)
         if iteration % self.interval:
             return 0.0, []
-        updates = [self._replace(name, layer) for name, layer in layers.items()]
+        updates = self._replace(layers)
         active = sum(layer.topology.nnzb for layer in layers.values())
         return sum(update.pruned for update in updates) / max(1, active), updates
 
@@ -101,16 +101,39 @@ class DeepR(Evolver):
             moved.add_(noise.to(values), alpha=math.sqrt(2 * eta * self.temperature))
         journal.write_(values, moved)
 
-    def _replace(self, name: str, layer: SparseLayer) -> LayerUpdate:
-        topology = layer.topology
-        ids, signs = self._block_ids(name, layer), self._signs[name]
-        stays = inside(layer)[0].sum((1, 2), dtype=torch.float32) * signs.to(ids.device) >= 0
-        count = stays.numel() - int(stays.sum())
-        active = taken(ids, stays, stays.numel() - count)
-        chosen = random_absent_ids(active, topology.layout.blocks, count, self.generator)
-        record = self._record(name, layer, ids).including(chosen)
-        more = [(signs, self._random_signs(count).to(signs.device))]
-        return self._moved(name, layer, stays, count, chosen, record, more=more, renew=True)
+    def _replace(self, layers: dict[str, SparseLayer]) -> list[LayerUpdate]:
+        self._check_followers(layers)
+        stays = {}
+        for name, layer in layers.items():
+            sums = inside(layer)[0].sum((1, 2), dtype=torch.float32)
+            stays[name] = sums * self._signs[name].to(sums.device) >= 0
+        staying = dict(zip(layers, map(int, read([some.sum() for some in stays.values()])), strict=True))
+        chosen, records, more = {}, {}, {}
+        for name, layer in layers.items():
+            ids, signs, count = (
+                self._block_ids(name, layer),
+                self._signs[name],
+                len(stays[name]) - staying[name],
+            )
+            active = taken(ids, stays[name], staying[name])
+            chosen[name] = random_absent_ids(active, layer.topology.layout.blocks, count, self.generator)
+            records[name] = self._record(name, layer, ids)
+            more[name] = [(signs, self._random_signs(count).to(signs.device))]
+        known = self._known_places(layers, chosen, records)
+        return [
+            self._moved(
+                name,
+                layer,
+                stays[name],
+                len(stays[name]) - staying[name],
+                chosen[name],
+                records[name],
+                more=more[name],
+                renew=True,
+                known=known.get(name),
+            )
+            for name, layer in layers.items()
+        ]
 
     def _signs_of(self, layer: SparseLayer) -> Tensor:
         """int8 ``[nnzb]``, -1 or 1: that of each block's sum; zero blocks get a random one."""

@@ -55,23 +55,26 @@ class EverActive:
             return contains_sorted(self.data, ids)
         return (self.data[ids >> 3] >> (ids & 7).to(torch.uint8)) & 1 == 1
 
-    def including(self, ids: Tensor) -> EverActive:
-        """A record with these sorted, unique ids added; this one stays as it is. On a GPU the host waits once."""
+    def including(self, ids: Tensor, fresh: int | None = None) -> EverActive:
+        """A record with these sorted, unique ids added; this one stays as it is.
+
+        ``fresh`` says how many of them are not in it yet; unless it is given, the host waits for a GPU to learn it.
+        """
         is_fresh = ~self.contains(ids)
-        number = int(is_fresh.sum())
+        number = int(is_fresh.sum()) if fresh is None else fresh
         if number == 0:
             return self
         size = self.size + number
-        fresh = taken(ids, is_fresh, number)
+        new = taken(ids, is_fresh, number)
         if self.is_bitmap:
-            return EverActive(self.total, size, _set_bits(self.data.clone(), fresh))
+            return EverActive(self.total, size, _set_bits(self.data.clone(), new))
         if size * self.data.element_size() <= -(-self.total // 8):
-            merged, _ = merge_sorted(self.data, fresh.to(self.data.dtype))
+            merged, _ = merge_sorted(self.data, new.to(self.data.dtype))
             return EverActive(self.total, size, merged)
         bitmap = torch.zeros(-(-self.total // 8), dtype=torch.uint8, device=self.data.device)
         if spare := -self.total % 8:
             bitmap[-1] = 256 - (1 << (8 - spare))
-        return EverActive(self.total, size, _set_bits(_set_bits(bitmap, self.data), fresh))
+        return EverActive(self.total, size, _set_bits(_set_bits(bitmap, self.data), new))
 
     def random_never_active(self, count: int, generator: torch.Generator | None = None) -> Tensor:
         """``count`` ids drawn uniformly without replacement among those never active; sorted int64."""

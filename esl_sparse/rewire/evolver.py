@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import math
 import weakref
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -20,6 +20,7 @@ from .progress import Progress, last
 from .ranks import ranks_of
 from .report import LayerReport, RewireReport
 from .rewiring import Rewiring
+from .sorted_ids import contains_sorted
 
 
 @dataclass(frozen=True)
@@ -34,10 +35,11 @@ class LayerUpdate:
     ever_active: EverActive
     note: str = ""
 
-    def report(self) -> LayerReport:
-        topology = self.rewiring.topology
-        grown = self.rewiring.grown.numel()
-        return LayerReport(self.name, self.pruned, grown, topology.density, self.ever_active.share, self.note)
+    def report(self, weights: int) -> LayerReport:
+        """``weights``: how many there are now."""
+        layout, grown = self.rewiring.topology.layout, self.rewiring.grown.numel()
+        density = weights / max(1, layout.rows * layout.cols)
+        return LayerReport(self.name, self.pruned, grown, density, self.ever_active.share, self.note)
 
     def write(self, journal: Journal) -> None:
         if self.rewiring.grown.numel() == 0 and self.rewiring.topology.nnzb == self.topologies[0].nnzb:
@@ -49,6 +51,18 @@ class LayerUpdate:
                 topology.index_tensors(), self.rewiring.topology.index_tensors(), strict=True
             ):
                 journal.write_(own, new.clone() if i else new)  # a copy has an index of its own
+
+
+@dataclass(frozen=True)
+class ChosenPlaces:
+    """What the host knows of a layer's chosen places; what is None it learns when it needs it.
+
+    Attributes:
+        regrown: those that hold a block before the update. fresh: those that never held one.
+    """
+
+    regrown: int | None = None
+    fresh: int | None = None
 
 
 class Evolver:
@@ -87,8 +101,9 @@ class Evolver:
         self._ids: dict[str, Tensor] = {}
         self._progress = Progress.start(self._layers)
         self._recorded = {name: stamp(layer) for name, layer in self._layers.items()}  # blocks that it knows
+        self._check_followers(self._trained_layers())
         for name, layer in self._trained_layers().items():
-            self._carried(name, layer, self._copies(name, layer))  # can all of it follow? Say so now
+            self._carried(name, layer, self._copies(name))  # can all of it follow? Say so now
         self._stepped = False
         _after_each_step(self)
 
@@ -131,7 +146,9 @@ class Evolver:
             generator_state = self.generator.get_state()
             journal.note(lambda: self.generator.set_state(generator_state))
             fraction, updates = self._plan(iteration, journal)
-            report = RewireReport(iteration, fraction, tuple(update.report() for update in updates))
+            weights = numbers_of_weights([update.rewiring.topology for update in updates])
+            layers = tuple(map(LayerUpdate.report, updates, weights))
+            report = RewireReport(iteration, fraction, layers)
             if self._ranks is not None:
                 self._ranks.check_same({update.name: update.rewiring.topology for update in updates})
             progress = self._progress_after(iteration, updates)
@@ -178,18 +195,44 @@ class Evolver:
         *,
         more: Iterable[tuple[Tensor, Tensor | float]] = (),
         renew: bool = False,
+        known: ChosenPlaces | None = None,
         note: str = "",
     ) -> LayerUpdate:
         """The update that leaves the blocks that stay, all but ``pruned``, and adds the chosen ids.
 
-        ``more`` goes with the blocks.
+        ``record`` is the ever-active one before. ``more`` goes with the blocks.
         """
+        known = known or ChosenPlaces()
         ids = self._ids.pop(name, None)
-        rewiring = Rewiring.of(layer.topology, ids, stays, stays.numel() - pruned, chosen, renew)
-        copies = self._copies(name, layer)
+        staying = stays.numel() - pruned
+        rewiring = Rewiring.of(layer.topology, ids, stays, staying, chosen, renew, known.regrown)
+        copies = self._copies(name)
         topologies = [layer.topology, *(copy.topology for copy in copies)]
         carried = [*self._carried(name, layer, copies), *more]
-        return LayerUpdate(name, rewiring, topologies, carried, pruned, record, note)
+        return LayerUpdate(
+            name, rewiring, topologies, carried, pruned, record.including(chosen, known.fresh), note
+        )
+
+    def _known_places(
+        self,
+        layers: Mapping[str, SparseLayer],
+        chosen: Mapping[str, Tensor],
+        records: Mapping[str, EverActive],
+    ) -> dict[str, ChosenPlaces]:
+        """What the host is to know of the ids chosen for layers on a GPU, where it waits once for all of them."""
+        remote = [name for name in layers if is_remote(chosen[name])]
+        numbers = read(
+            [
+                number
+                for name in remote
+                for number in (
+                    contains_sorted(self._block_ids(name, layers[name]), chosen[name]).sum(),
+                    (~records[name].contains(chosen[name])).sum(),
+                )
+            ]
+        )
+        pairs = zip(numbers[::2], numbers[1::2], strict=True)
+        return {name: ChosenPlaces(int(a), int(b)) for name, (a, b) in zip(remote, pairs, strict=True)}
 
     def _block_ids(self, name: str, layer: SparseLayer) -> Tensor:
         """Of the present topology. On a GPU, where launches take longer than memory, made once an update."""
@@ -220,15 +263,23 @@ class Evolver:
         carried.extend(slots(self.optimizer, group, layer.values, initial))
         return carried
 
-    def _copies(self, name: str, layer: SparseLayer) -> list[SparseLayer]:
-        """The followers' copies of a layer; raises unless their blocks stand where the layer's do."""
-        copies = [follower[name] for follower in self._followers]
-        for copy in copies:
-            pairs = [*zip(copy.topology.index_tensors(), layer.topology.index_tensors(), strict=True)]
-            same = all(theirs.shape == ours.shape for theirs, ours in pairs)
-            if not same or any(read([(theirs.to(ours.device) != ours).any() for theirs, ours in pairs])):
+    def _copies(self, name: str) -> list[SparseLayer]:
+        """The followers' copies of a layer."""
+        return [follower[name] for follower in self._followers]
+
+    def _check_followers(self, layers: Mapping[str, SparseLayer]) -> None:
+        """Raise unless the blocks of all copies stand where the layers' do. On a GPU the host waits once."""
+        doubts = []
+        for name, layer in layers.items():
+            for copy in self._copies(name):
+                pairs = [*zip(copy.topology.index_tensors(), layer.topology.index_tensors(), strict=True)]
+                if any(theirs.shape != ours.shape for theirs, ours in pairs):
+                    doubts.append((name, torch.ones((), dtype=torch.bool, device=layer.values.device)))
+                else:
+                    doubts.extend((name, (theirs.to(ours.device) != ours).any()) for theirs, ours in pairs)
+        for (name, _), differs in zip(doubts, read([doubt for _, doubt in doubts]), strict=True):
+            if differs:
                 raise ValueError(f"followers: the blocks of {name} stand elsewhere than in the model")
-        return copies
 
     def _progress_after(self, iteration: int, updates: list[LayerUpdate]) -> Progress:
         ever_active, recent = dict(self._progress.ever_active), dict(self._progress.recent)
@@ -282,6 +333,17 @@ class Evolver:
 
     def _load(self, state: Mapping[str, Any]) -> None:
         """Take over what a subclass saved beside this class's state; the last thing that can fail."""
+
+
+def numbers_of_weights(topologies: Sequence[BlockTopology]) -> list[int]:
+    """``nnz`` of each. For those whose blocks overhang the host waits once, on a GPU."""
+    counted = [t.layout.overhangs for t in topologies]
+    found = iter(
+        read([t.count_entries() for t, is_counted in zip(topologies, counted, strict=True) if is_counted])
+    )
+    return [
+        int(next(found)) if is_counted else t.nnz for t, is_counted in zip(topologies, counted, strict=True)
+    ]
 
 
 def check_finite(layers: Mapping[str, SparseLayer]) -> None:

@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Generator, Mapping, Sequence
+from typing import TypeVar
 
 import torch
 from torch import Tensor
+
+Result = TypeVar("Result")
+
+# Work that needs numbers on its way: it yields tensors of one element and is sent their values.
+Asking = Generator[Sequence[Tensor], list[float], Result]
 
 
 def is_remote(tensor: Tensor) -> bool:
@@ -21,6 +27,33 @@ def read(scalars: Sequence[Tensor]) -> list[float]:
     device, dtypes = scalars[0].device, {scalar.dtype for scalar in scalars}
     dtype = torch.float64 if len(dtypes) > 1 else dtypes.pop()
     return torch.stack([scalar.to(device, dtype) for scalar in scalars]).tolist()
+
+
+def side_by_side(works: Mapping[str, Asking[Result]]) -> dict[str, Result]:
+    """What each work returns. Those on a GPU go on until all have asked, and are answered in one wait.
+
+    Elsewhere one comes after the other, so that what they hold is not held at once.
+    """
+    results: dict[str, Result] = {}
+    answers: dict[str, list[float]] = {}
+    asking = dict(works)
+    while asking:
+        questions: dict[str, Sequence[Tensor]] = {}
+        for name, work in asking.items():
+            try:
+                question = work.send(answers[name]) if name in answers else next(work)
+                while not any(map(is_remote, question)):
+                    question = work.send(read(question))
+            except StopIteration as finished:
+                results[name] = finished.value
+            else:
+                questions[name] = question
+        found = read([scalar for question in questions.values() for scalar in question])
+        answers = {}
+        for name, question in questions.items():
+            answers[name], found = found[: len(question)], found[len(question) :]
+        asking = {name: asking[name] for name in questions}
+    return {name: results[name] for name in works}
 
 
 def taken(tensor: Tensor, mask: Tensor, count: int) -> Tensor:

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 import torch
 from torch import Tensor
 
 from ..ops.select import smallest
 from .blocks import ActiveBlocks
-from .host import read
+from .host import Asking, side_by_side
 from .registry import Registry
 
 
@@ -39,6 +40,20 @@ class OwnCount:
     rule: Callable[[ActiveBlocks, int], Tensor]
 
 
+@dataclass(frozen=True)
+class AsksFirst:
+    """A prune rule that needs numbers out of its blocks before it chooses: ``rule(blocks, count)`` is a generator.
+
+    It yields tensors of one element, is sent their values, and returns the positions. What the layers on a GPU ask is
+    read in one wait; numbers that a rule reads by itself take one wait a layer.
+    """
+
+    rule: Callable[[ActiveBlocks, int], Asking[Tensor]]
+
+    def __call__(self, blocks: ActiveBlocks, count: int) -> Tensor:
+        return side_by_side({blocks.name: self.rule(blocks, count)})[blocks.name]
+
+
 PruneRule = Callable[[ActiveBlocks, int], Tensor] | AcrossLayers | OwnCount
 
 PRUNE_RULES: Registry[PruneRule] = Registry("prune", (AcrossLayers, OwnCount))
@@ -58,27 +73,28 @@ def global_magnitude(layers: Sequence[ActiveBlocks], count: int) -> list[Tensor]
     scores = [blocks.mean(blocks.values.abs()) for blocks in layers]
     device = scores[0].device
     # An id names a place in its layer; shifted, it names one in the model.
-    shifts = torch.tensor([0, *[blocks.layout.blocks for blocks in layers]]).cumsum(0).tolist()
+    shifts = accumulate((blocks.layout.blocks for blocks in layers), initial=0)
     ids = [(blocks.ids + shift).to(device) for blocks, shift in zip(layers, shifts, strict=False)]
     every = torch.cat([x.to(device) for x in scores])
-    chosen = smallest(every, torch.cat(ids), count, layers[0].seed, finite=True).sort()
-    ends = torch.tensor([blocks.count for blocks in layers], device=device).cumsum(0)
-    owner = torch.searchsorted(ends, chosen.values, right=True)
+    chosen = smallest(every, torch.cat(ids), count, layers[0].seed, finite=True).sort().values
+    starts = [*accumulate((blocks.count for blocks in layers), initial=0)]
+    bounds = torch.searchsorted(chosen, torch.tensor(starts, device=device)).tolist()
     return [
-        (chosen.values[owner == i] - (ends[i] - blocks.count)).to(blocks.ids.device)
+        (chosen[bounds[i] : bounds[i + 1]] - starts[i]).to(blocks.ids.device)
         for i, blocks in enumerate(layers)
     ]
 
 
 @PRUNE_RULES.register("set")
-def set_per_sign(blocks: ActiveBlocks, count: int) -> Tensor:
+@AsksFirst
+def set_per_sign(blocks: ActiveBlocks, count: int) -> Asking[Tensor]:
     """SET (Mocanu et al. 2018): the same fraction of the weakest positive and the weakest negative weights.
 
     Zero blocks have no sign and go first. The rest of ``count`` is split in proportion to the numbers of
     positive and negative blocks by largest remainder, so that the sum is exact. A block has the sign of its
     sum.
     """
-    score, is_negative, zeros, positives, negatives = _by_sign(blocks)
+    score, is_negative, zeros, positives, negatives = yield from _by_sign(blocks)
     from_zeros = min(zeros, count)
     from_positives, from_negatives = _split(count - from_zeros, positives, negatives)
     return torch.cat(
@@ -92,14 +108,15 @@ def set_per_sign(blocks: ActiveBlocks, count: int) -> Tensor:
 
 @PRUNE_RULES.register("set_itop")
 @OwnCount
-def set_itop(blocks: ActiveBlocks, count: int) -> Tensor:
+@AsksFirst
+def set_itop(blocks: ActiveBlocks, count: int) -> Asking[Tensor]:
     """For replication only: what the code of ITOP (Liu et al. 2021) does under the name of SET.
 
     It orders the negative weights from the wrong end: half of ``count`` *strongest* negative weights, less one,
     are all that stay of them. With as many negative as positive weights about half of all weights go, whatever
     the fraction (known: sparse_learning issue 19). Zeros go too. Use ``set``.
     """
-    score, is_negative, zeros, positives, negatives = _by_sign(blocks)
+    score, is_negative, zeros, positives, negatives = yield from _by_sign(blocks)
     half = -(-count // 2)
     kept = max(0, min(half, negatives) - 1)
     return torch.cat(
@@ -110,7 +127,7 @@ def set_itop(blocks: ActiveBlocks, count: int) -> Tensor:
     )
 
 
-def _by_sign(blocks: ActiveBlocks) -> tuple[Tensor, Tensor, int, int, int]:
+def _by_sign(blocks: ActiveBlocks) -> Asking[tuple[Tensor, Tensor, int, int, int]]:
     """Scores, which blocks are negative, and how many zero, positive and negative ones there are.
 
     A block whose entries cancel counts as positive.
@@ -118,7 +135,7 @@ def _by_sign(blocks: ActiveBlocks) -> tuple[Tensor, Tensor, int, int, int]:
     score = blocks.mean(blocks.values.abs())
     is_zero = score == 0
     is_negative = ~((blocks.sum(blocks.values) >= 0) | is_zero)
-    zeros, negatives = (int(n) for n in read([is_zero.sum(), is_negative.sum()]))
+    zeros, negatives = map(int, (yield [is_zero.sum(), is_negative.sum()]))
     return score, is_negative, zeros, blocks.count - zeros - negatives, negatives
 
 

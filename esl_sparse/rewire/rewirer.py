@@ -12,12 +12,12 @@ from torch.optim import Optimizer
 from .apportion import apportion
 from .blocks import AbsentBlocks, ActiveBlocks, Choice, check_form, checked, inside
 from .ever_active import EverActive
-from .evolver import Evolver, LayerUpdate, check_finite
+from .evolver import Evolver, LayerUpdate, check_finite, numbers_of_weights
 from .grow import GROW_RULES, DrawnCount, GradientRule, GrowRule
-from .host import taken
+from .host import Asking, read, side_by_side, taken
 from .journal import Journal
 from .layers import SparseLayer, follows_gradients
-from .prune import PRUNE_RULES, AcrossLayers, OwnCount, PruneRule
+from .prune import PRUNE_RULES, AcrossLayers, AsksFirst, OwnCount, PruneRule
 from .ranks import no_ranks
 from .redistribute import REDISTRIBUTIONS, Redistribution
 from .schedule import SCHEDULES, Decay, UpdateSchedule
@@ -127,6 +127,7 @@ class Rewirer(Evolver):
         fraction = self.schedule.fraction(iteration)
         layers = self._trained_layers()
         check_finite(layers)
+        self._check_followers(layers)
         pruned = self._prune(layers, fraction)
         return fraction, self._grow(layers, pruned, self._counts(layers, pruned))
 
@@ -135,17 +136,22 @@ class Rewirer(Evolver):
         rule = self._prune_rule
         if isinstance(rule, AcrossLayers):
             return self._prune_across(rule, layers, fraction)
-        choices, among = {}, {}
-        for name, layer in layers.items():
+        among: dict[str, Tensor | None] = {}
+
+        def choose(name: str, layer: SparseLayer) -> Asking[Choice]:
             blocks, among[name] = self._prunable(name, layer)
             count = round(fraction * blocks.count)
             if count == 0:
-                choice = Choice(blocks.ids.new_empty(0), 0, blocks.count)
-            elif isinstance(rule, OwnCount):
-                choice = Choice(rule.rule(blocks, count), None, blocks.count)
+                return Choice(blocks.ids.new_empty(0), 0, blocks.count)
+            of_blocks = rule.rule if isinstance(rule, OwnCount) else rule
+            if isinstance(of_blocks, AsksFirst):
+                found = yield from of_blocks.rule(blocks, count)
             else:
-                choice = Choice(rule(blocks, count), count, blocks.count)
-            choices[name] = check_form("prune", name, choice)
+                found = of_blocks(blocks, count)
+            choice = Choice(found, None if isinstance(rule, OwnCount) else count, blocks.count)
+            return check_form("prune", name, choice)
+
+        choices = side_by_side({name: choose(name, layer) for name, layer in layers.items()})
         return _positions(checked("prune", choices), among)
 
     def _prune_across(
@@ -190,13 +196,13 @@ class Rewirer(Evolver):
             return {name: self._drawn(self._grow_rule, layers[name], n) for name, n in counts.items()}
         if self._redistribution is None:
             return counts
+        worth = self._worth(layers)
         for names in _of_one_block_size(layers):
-            worth = [self._worth(name, layers[name]) for name in names]
             room = [
                 layers[name].topology.layout.blocks - layers[name].topology.nnzb + counts[name]
                 for name in names
             ]
-            shared = apportion(sum(counts[name] for name in names), worth, room)
+            shared = apportion(sum(counts[name] for name in names), [worth[name] for name in names], room)
             counts.update(zip(names, shared, strict=True))
         return counts
 
@@ -208,8 +214,19 @@ class Rewirer(Evolver):
             raise ValueError(f"grow: expected a count from 0 to {places}, the rule drew {count}")
         return count
 
-    def _worth(self, name: str, layer: SparseLayer) -> float:
-        """Mean magnitude of what counts in redistribution, over the weights that there are."""
+    def _worth(self, layers: dict[str, SparseLayer]) -> dict[str, float]:
+        """By layer: mean magnitude of what counts in redistribution. On a GPU the host waits once or twice."""
+        sums = read([self._total_worth(name, layer) for name, layer in layers.items()])
+        weights = numbers_of_weights([layer.topology for layer in layers.values()])
+        worth = {}
+        for name, total, number in zip(layers, sums, weights, strict=True):
+            mean = worth[name] = total / max(1, number)
+            if not mean < float("inf"):
+                raise ValueError(f"redistribute: {name}: expected finite numbers, their mean is {mean}")
+        return worth
+
+    def _total_worth(self, name: str, layer: SparseLayer) -> Tensor:
+        """Sum of magnitudes over the weights that there are, float64 ``[]``."""
         assert self._redistribution is not None
         values, valid = inside(layer)
         try:
@@ -220,22 +237,21 @@ class Rewirer(Evolver):
             raise ValueError(f"redistribute: {name}: {error}") from error
         if valid is not None:
             worth = worth.masked_fill(~valid, 0)
-        mean = float(worth.abs().sum(dtype=torch.float64)) / max(1, layer.topology.nnz)
-        if not mean < float("inf"):
-            raise ValueError(f"redistribute: {name}: expected finite numbers, their mean is {mean}")
-        return mean
+        return worth.abs().sum(dtype=torch.float64)
 
     def _grow(
         self, layers: dict[str, SparseLayer], pruned: dict[str, Tensor], counts: dict[str, int]
     ) -> list[LayerUpdate]:
         stays, choices, records, notes = {}, {}, {}, {}
+        sizes = self._gradient_sizes([name for name in layers if counts[name]])
         for name, layer in layers.items():
             stays[name] = torch.ones(layer.topology.nnzb, dtype=torch.bool, device=pruned[name].device)
             stays[name].index_fill_(0, pruned[name], False)
             choices[name], records[name], notes[name] = self._choose(
-                name, layer, stays[name], pruned[name], counts[name]
+                name, layer, stays[name], pruned[name], counts[name], sizes.get(name, [])
             )
         grown = checked("grow", choices)
+        known = self._known_places(layers, grown, records)
         return [
             self._moved(
                 name,
@@ -243,16 +259,20 @@ class Rewirer(Evolver):
                 stays.pop(name),
                 pruned[name].numel(),
                 grown[name],
-                records.pop(name).including(grown[name]),
+                records.pop(name),
+                known=known.get(name),
                 note=notes[name],
             )
             for name, layer in layers.items()
         ]
 
     def _choose(
-        self, name: str, layer: SparseLayer, stays: Tensor, pruned: Tensor, count: int
+        self, name: str, layer: SparseLayer, stays: Tensor, pruned: Tensor, count: int, sizes: list[float]
     ) -> tuple[Choice, EverActive, str]:
-        """Ids to grow, the ever-active record as it is before, and what could not be done."""
+        """Ids to grow, the ever-active record as it is before, and what could not be done.
+
+        ``sizes`` are those of the watch that follows its gradient.
+        """
         ids, layout = self._block_ids(name, layer), layer.topology.layout
         record = self._record(name, layer, ids)
         seed = self._seed()
@@ -263,7 +283,7 @@ class Rewirer(Evolver):
         del ids  # with blocks of 1x1 ids are what takes memory
         if isinstance(rule, GradientRule):
             if name in self._watches:
-                candidates, note = self._watches[name].candidates(pruned, gone)
+                candidates, note = self._watches[name].candidates(pruned, gone, sizes)
             else:
                 note = "frozen when its gradient was to be followed: grown at random"
             if candidates is None:
@@ -277,6 +297,14 @@ class Rewirer(Evolver):
         return replace(choice, at_odds=is_active, why=why), record, note
 
     # Gradients of absent places
+
+    def _gradient_sizes(self, names: Iterable[str]) -> dict[str, list[float]]:
+        """Of the watches of these layers, where a rule needs them. On a GPU the host waits once."""
+        if not isinstance(self._grow_rule, GradientRule):
+            return {}
+        asked = {name: self._watches[name].sizes() for name in names if name in self._watches}
+        found = iter(read([size for sizes in asked.values() for size in sizes]))
+        return {name: [next(found) for _ in sizes] for name, sizes in asked.items()}
 
     def _after_optimizer_step(self) -> None:
         for watch in self._watches.values():

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ..topology import BlockTopology
-from .host import is_remote
+from .host import is_remote, taken
 from .sorted_ids import merge_sorted
 
 
@@ -33,6 +33,7 @@ class Rewiring:
         staying: int,
         chosen: Tensor,
         renew: bool = False,
+        regrown: int | None = None,
     ) -> Rewiring:
         """Take away blocks and add others.
 
@@ -41,10 +42,11 @@ class Rewiring:
             stays: which of its blocks stay, bool ``[nnzb]``. staying: how many.
             chosen: ids to add, sorted, of absent places or of blocks that do not stay. These keep what they
                 hold, or, with ``renew``, are as new as the others.
+            regrown: how many of the chosen are such blocks; unless it is given, the host waits for a GPU.
         """
         ids = topology.block_ids() if ids is None else ids
         if is_remote(chosen):
-            new_ids, source, grown = _move_without_waiting(ids, stays, staying, chosen, renew)
+            new_ids, source, grown = _move_without_waiting(ids, stays, staying, chosen, renew, regrown)
         else:
             new_ids, source, grown = _move(ids, stays, chosen, renew)
         del ids
@@ -85,12 +87,11 @@ def _move(ids: Tensor, stays: Tensor, chosen: Tensor, renew: bool) -> tuple[Tens
 
 
 def _move_without_waiting(
-    ids: Tensor, stays: Tensor, staying: int, chosen: Tensor, renew: bool
+    ids: Tensor, stays: Tensor, staying: int, chosen: Tensor, renew: bool, regrown: int | None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """As ``_move``, where a mask is dear: on a GPU each use of one waits to learn how many it lets pass.
 
-    Prefix sums say where each block goes instead, and the host waits once, for the number of grown ones. What does not
-    stay goes to a place behind the last one.
+    Prefix sums say where each block goes instead. What does not stay goes to a place behind the last one.
     """
     n, m = ids.numel(), chosen.numel()
     before = torch.zeros(n + 1, dtype=torch.int64, device=ids.device)  # how many stay of those before
@@ -104,6 +105,8 @@ def _move_without_waiting(
     source = torch.zeros(size + 1, dtype=torch.int32, device=ids.device).scatter_(0, to, positions)
     if renew or not n:
         return new_ids, source[:size], places
-    regrown = ids[at.clamp(max=n - 1)] == chosen
-    source.scatter_(0, places, torch.where(regrown, at, 0).int())
-    return new_ids, source[:size], places[~regrown]
+    was_there = ids[at.clamp(max=n - 1)] == chosen
+    source.scatter_(0, places, torch.where(was_there, at, 0).int())
+    if regrown is None:
+        return new_ids, source[:size], places[~was_there]
+    return new_ids, source[:size], taken(places, ~was_there, m - regrown)

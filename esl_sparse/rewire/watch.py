@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import sys
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, cast
 
@@ -17,7 +17,7 @@ from ..ops.select import TopK
 from ..topology import BlockLayout, BlockTopology, check_block_ids, index_from_block_ids, row_indices
 from .blocks import Candidates
 from .grow import GradientRule
-from .host import magnitude, read
+from .host import magnitude
 from .layers import GradientLayer, SparseLayer, stamp
 from .ranks import Ranks
 from .sorted_ids import contains_sorted
@@ -76,7 +76,7 @@ class Watch:
         self._kept: list[Any] = []
         self._new: _Scan | None = None  # of the present step
         self._sum: Tensor | None = None  # the candidates' gradient in the present step, before any clipping
-        self._raw_norm: float | None = None  # of the values' gradient, likewise
+        self._raw_norm: Tensor | None = None  # of the values' gradient, likewise
         self._raw: Tensor | None = None  # this rank's part of it, not yet averaged
         self._found: _Scan | None = None
         self._average: Tensor | None = None  # [c, bm, bn]
@@ -132,6 +132,7 @@ class Watch:
         layer = self.layer
         topology, layout = layer.topology, layer.topology.layout
         device, nnzb = layer.values.device, topology.nnzb
+        bounds = topology.crow_indices.tolist()
         top = TopK(self.rule.followed(self.grow, nnzb, layout.blocks - nnzb), self.seed, device)
         active_score = torch.empty(nnzb, device=device)
         strips = (
@@ -139,7 +140,7 @@ class Watch:
         )
         for first, scores in strips:
             crow = topology.crow_indices[first : first + len(scores) + 1]
-            low, high = int(crow[0]), int(crow[-1])
+            low, high = bounds[first], bounds[first + len(scores)]
             here = row_indices(crow, high - low).mul_(layout.col_blocks).add_(topology.col_indices[low:high])
             scores = scores.view(-1)
             active_score[low:high] = scores[here]
@@ -181,7 +182,7 @@ class Watch:
             self._sum = torch.zeros(found.topology.nnzb, *values.shape[1:], device=values.device)
         self._sum = ranks.mean_(self._sum.float())
         raw = torch.zeros_like(values, dtype=torch.float32) if self._raw is None else self._raw.float()
-        self._raw_norm = float(ranks.mean_(raw).norm())
+        self._raw_norm = _norm(ranks.mean_(raw))
 
     # After the optimiser's step, or instead of it
 
@@ -224,21 +225,33 @@ class Watch:
         self._average.mul_(beta)
         self._active_average.mul_(beta)
         if self._sum is not None:
-            self._average.add_(self._sum, alpha=(1 - beta) * self._scale(grad))
+            self._average.addcmul_(self._sum, self._scale(grad), value=1 - beta)
         if grad is not None:
             self._active_average.add_(grad, alpha=1 - beta)
 
-    def _scale(self, grad: Tensor | None) -> float:
-        """What happened to gradients between backward and step: clipping, loss scaling."""
-        if grad is None or not self._raw_norm:
-            return 1.0
-        scale = float(grad.norm()) / self._raw_norm
-        return scale if math.isfinite(scale) else 1.0
+    def _scale(self, grad: Tensor | None) -> Tensor:
+        """What happened to gradients between backward and step: clipping, loss scaling. A tensor: nobody waits."""
+        if grad is None or self._raw_norm is None:
+            return torch.ones((), device=self.layer.values.device)
+        return (_norm(grad) / self._raw_norm).nan_to_num_(1.0, 1.0)
 
     # At the update
 
-    def candidates(self, pruned: Tensor, pruned_ids: Tensor) -> tuple[Candidates | None, str]:
+    def sizes(self) -> list[Tensor]:
+        """The largest gradient of an absent place and of a block, each a tensor of one element; [] if there is none."""
+        found = self._found
+        if found is None:
+            return []
+        if self._average is None or self._active_average is None:  # a window of one step
+            return [magnitude(found.score), magnitude(found.active_score)]
+        return [magnitude(self._average), magnitude(self._active_average)]
+
+    def candidates(
+        self, pruned: Tensor, pruned_ids: Tensor, sizes: Sequence[float]
+    ) -> tuple[Candidates | None, str]:
         """What the window found, with the blocks just pruned (their positions and ids); or None, and why.
+
+        ``sizes`` are the values of ``sizes()``.
 
         Raises:
             ValueError: NaN or infinite gradients.
@@ -254,11 +267,9 @@ class Watch:
         nonfinite = found.nonfinite
         if self._average is None or self._active_average is None:  # a window of one step
             score, of_pruned = found.score, found.active_score[pruned]
-            sizes = read([magnitude(score), magnitude(found.active_score)])
         else:
             score = _block_means(self._average, found.topology)
             of_pruned = _block_means(self._active_average[pruned], topology, pruned_ids)
-            sizes = read([magnitude(self._average), magnitude(self._active_average)])
             if not all(map(math.isfinite, sizes)):
                 nonfinite += _nonfinite(self._average) + _nonfinite(self._active_average)
         if nonfinite:
@@ -378,7 +389,7 @@ class _NormHook:
         watch = self._watch()
         if watch is not None and values.grad is not None:
             if watch._ranks is None:
-                watch._raw_norm = float(values.grad.norm())
+                watch._raw_norm = _norm(values.grad)
             else:
                 watch._raw = values.grad.clone()
 
@@ -437,6 +448,10 @@ def _row_sums(scores: Tensor, topology: BlockTopology) -> Tensor:
 
 _AT_ONCE = 1 << 16  # blocks
 _STRIP_BYTES = 1 << 22  # of dense gradient
+
+
+def _norm(grad: Tensor) -> Tensor:
+    return torch.linalg.vector_norm(grad, dtype=torch.float64 if grad.dtype == torch.float64 else torch.float32)
 
 
 def _nonfinite(average: Tensor) -> int:

@@ -53,8 +53,8 @@ def test_updates_agree_with_the_cpu(grow, prune):
     assert all(t.is_cuda for t in on_gpu.buffers())
 
 
-@pytest.mark.parametrize("prune, grow, each", [("magnitude", "random", 2), ("set", "momentum", 4)])
-def test_an_update_waits_a_few_times(prune, grow, each):
+@pytest.mark.parametrize("prune, grow, most", [("magnitude", "random", 5), ("set", "momentum", 7)])
+def test_an_update_waits_a_few_times(prune, grow, most):
     """As tests/rewire/test_waits.py counts without a GPU."""
     model = network().cuda()
     optimizer = torch.optim.Adam(model.parameters())
@@ -72,7 +72,7 @@ def test_an_update_waits_a_few_times(prune, grow, each):
                 torch.cuda.set_sync_debug_mode("default")
     assert report.layers[0].grown > 0
     waits = [w for w in caught if "synchroniz" in str(w.message)]
-    assert 3 <= len(waits) <= 3 + 2 * each, "\n".join(f"{w.filename}:{w.lineno}" for w in waits)
+    assert 3 <= len(waits) <= most, "\n".join(f"{w.filename}:{w.lineno}" for w in waits)
 
 
 def test_redistribution_and_memory():
