@@ -451,7 +451,9 @@ _STRIP_BYTES = 1 << 22  # of dense gradient
 
 
 def _norm(grad: Tensor) -> Tensor:
-    return torch.linalg.vector_norm(grad, dtype=torch.float64 if grad.dtype == torch.float64 else torch.float32)
+    return torch.linalg.vector_norm(
+        grad, dtype=torch.float64 if grad.dtype == torch.float64 else torch.float32
+    )
 
 
 def _nonfinite(average: Tensor) -> int:
