@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 from ..topology import random_absent_ids
 from .blocks import inside
 from .evolver import Evolver, LayerUpdate, check_finite
-from .host import read, taken
+from .host import read, sent, taken
 from .journal import Journal
 from .layers import SparseLayer, stamp
 from .report import RewireReport
@@ -118,7 +118,7 @@ class DeepR(Evolver):
             active = taken(ids, stays[name], staying[name])
             chosen[name] = random_absent_ids(active, layer.topology.layout.blocks, count, self.generator)
             records[name] = self._record(name, layer, ids)
-            more[name] = [(signs, self._random_signs(count).to(signs.device))]
+            more[name] = [(signs, sent(self._random_signs(count), signs.device))]
         known = self._known_places(layers, chosen, records)
         return [
             self._moved(
@@ -139,7 +139,7 @@ class DeepR(Evolver):
         """int8 ``[nnzb]``, -1 or 1: that of each block's sum; zero blocks get a random one."""
         sums = inside(layer)[0].sum((1, 2), dtype=torch.float32)
         return torch.where(
-            sums == 0, self._random_signs(len(sums)).to(sums.device), sums.sign().to(torch.int8)
+            sums == 0, sent(self._random_signs(len(sums)), sums.device), sums.sign().to(torch.int8)
         )
 
     def _random_signs(self, count: int) -> Tensor:

@@ -15,6 +15,7 @@ from torch import Tensor
 from ..topology import random_absent_ids
 from .apportion import apportion
 from .blocks import AbsentBlocks, Candidates
+from .host import sent
 from .registry import Registry
 from .sorted_ids import merge_sorted
 
@@ -118,9 +119,7 @@ def shared_over_neurons(absent: AbsentBlocks, count: int) -> Tensor:
     """
     known = _candidates(absent)
     available, of_rows = known.of_rows(absent.layout)
-    quota = torch.tensor(
-        apportion(count, known.row_mean().tolist(), available.tolist()), device=available.device
-    )
+    quota = sent(apportion(count, known.row_mean().tolist(), available.tolist()), available.device)
     chosen = []
     ends = available.cumsum(0)
     first = 0

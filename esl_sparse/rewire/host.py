@@ -56,6 +56,12 @@ def side_by_side(works: Mapping[str, Asking[Result]]) -> dict[str, Result]:
     return {name: results[name] for name in works}
 
 
+def sent(numbers: Sequence[float] | Tensor, device: torch.device) -> Tensor:
+    """Numbers of the host, there. (``torch.tensor(..., device=)`` waits until a GPU has done all before it.)"""
+    here = numbers if isinstance(numbers, Tensor) else torch.tensor(numbers)
+    return here.to(device, non_blocking=True)
+
+
 def taken(tensor: Tensor, mask: Tensor, count: int) -> Tensor:
     """``tensor[mask]`` of a mask that is known to let ``count`` pass."""
     if not is_remote(mask) or not count:

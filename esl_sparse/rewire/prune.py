@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..ops.select import smallest
 from .blocks import ActiveBlocks
-from .host import Asking, side_by_side
+from .host import Asking, sent, side_by_side
 from .registry import Registry
 
 
@@ -78,7 +78,7 @@ def global_magnitude(layers: Sequence[ActiveBlocks], count: int) -> list[Tensor]
     every = torch.cat([x.to(device) for x in scores])
     chosen = smallest(every, torch.cat(ids), count, layers[0].seed, finite=True).sort().values
     starts = [*accumulate((blocks.count for blocks in layers), initial=0)]
-    bounds = torch.searchsorted(chosen, torch.tensor(starts, device=device)).tolist()
+    bounds = torch.searchsorted(chosen, sent(starts, device)).tolist()
     return [
         (chosen[bounds[i] : bounds[i + 1]] - starts[i]).to(blocks.ids.device)
         for i, blocks in enumerate(layers)
