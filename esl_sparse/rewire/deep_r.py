@@ -10,8 +10,9 @@ from torch.optim import Optimizer
 
 from ..topology import random_absent_ids
 from .blocks import inside
+from .ever_active import EverActive
 from .evolver import Evolver, LayerUpdate, check_finite
-from .host import read, sent, taken
+from .host import Asking, sent, side_by_side, taken
 from .journal import Journal
 from .layers import SparseLayer, stamp
 from .report import RewireReport
@@ -84,7 +85,12 @@ class DeepR(Evolver):
             self._walk(name, layer, journal)
         if iteration % self.interval:
             return 0.0, []
-        updates = self._replace(layers)
+        self._check_followers(layers)
+        records = self._records(layers)
+        replaced = side_by_side(
+            {name: self._replace(name, layer, records[name]) for name, layer in layers.items()}
+        )
+        updates = [*replaced.values()]
         active = sum(layer.topology.nnzb for layer in layers.values())
         return sum(update.pruned for update in updates) / max(1, active), updates
 
@@ -98,42 +104,22 @@ class DeepR(Evolver):
         if self.temperature:
             device = self.generator.device
             noise = torch.randn(values.shape, generator=self.generator, device=device, dtype=torch.float32)
-            moved.add_(noise.to(values), alpha=math.sqrt(2 * eta * self.temperature))
+            moved.add_(
+                sent(noise, values.device).to(values.dtype), alpha=math.sqrt(2 * eta * self.temperature)
+            )
         journal.write_(values, moved)
 
-    def _replace(self, layers: dict[str, SparseLayer]) -> list[LayerUpdate]:
-        self._check_followers(layers)
-        stays = {}
-        for name, layer in layers.items():
-            sums = inside(layer)[0].sum((1, 2), dtype=torch.float32)
-            stays[name] = sums * self._signs[name].to(sums.device) >= 0
-        staying = dict(zip(layers, map(int, read([some.sum() for some in stays.values()])), strict=True))
-        chosen, records, more = {}, {}, {}
-        for name, layer in layers.items():
-            ids, signs, count = (
-                self._block_ids(name, layer),
-                self._signs[name],
-                len(stays[name]) - staying[name],
-            )
-            active = taken(ids, stays[name], staying[name])
-            chosen[name] = random_absent_ids(active, layer.topology.layout.blocks, count, self.generator)
-            records[name] = self._record(name, layer, ids)
-            more[name] = [(signs, sent(self._random_signs(count), signs.device))]
-        known = self._known_places(layers, chosen, records)
-        return [
-            self._moved(
-                name,
-                layer,
-                stays[name],
-                len(stays[name]) - staying[name],
-                chosen[name],
-                records[name],
-                more=more[name],
-                renew=True,
-                known=known.get(name),
-            )
-            for name, layer in layers.items()
-        ]
+    def _replace(self, name: str, layer: SparseLayer, record: EverActive) -> Asking[LayerUpdate]:
+        signs = self._signs[name]
+        stays = inside(layer)[0].sum((1, 2), dtype=torch.float32) * signs.to(layer.values.device) >= 0
+        (number,) = yield [stays.sum()]
+        staying, count = int(number), len(stays) - int(number)
+        active = taken(self._block_ids(name, layer), stays, staying)
+        chosen = random_absent_ids(active, layer.topology.layout.blocks, count, self.generator)
+        del active
+        more = [(signs, sent(self._random_signs(count), signs.device))]
+        known = yield from self._known_places(name, layer, chosen, record)
+        return self._moved(name, layer, stays, count, chosen, record, more=more, renew=True, known=known)
 
     def _signs_of(self, layer: SparseLayer) -> Tensor:
         """int8 ``[nnzb]``, -1 or 1: that of each block's sum; zero blocks get a random one."""

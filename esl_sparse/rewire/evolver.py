@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 
 from ..topology import BlockTopology
 from .ever_active import EverActive
-from .host import is_remote, magnitude, read
+from .host import Asking, is_remote, magnitude, read, side_by_side
 from .journal import Journal
 from .layers import SparseLayer, following_layers, rewirable_layers, stamp
 from .optimizer_state import InitialSlots, param_group, slots
@@ -203,36 +203,24 @@ class Evolver:
         ``record`` is the ever-active one before. ``more`` goes with the blocks.
         """
         known = known or ChosenPlaces()
+        record = record.including(chosen, known.fresh)
         ids = self._ids.pop(name, None)
         staying = stays.numel() - pruned
         rewiring = Rewiring.of(layer.topology, ids, stays, staying, chosen, renew, known.regrown)
         copies = self._copies(name)
         topologies = [layer.topology, *(copy.topology for copy in copies)]
         carried = [*self._carried(name, layer, copies), *more]
-        return LayerUpdate(
-            name, rewiring, topologies, carried, pruned, record.including(chosen, known.fresh), note
-        )
+        return LayerUpdate(name, rewiring, topologies, carried, pruned, record, note)
 
     def _known_places(
-        self,
-        layers: Mapping[str, SparseLayer],
-        chosen: Mapping[str, Tensor],
-        records: Mapping[str, EverActive],
-    ) -> dict[str, ChosenPlaces]:
-        """What the host is to know of the ids chosen for layers on a GPU, where it waits once for all of them."""
-        remote = [name for name in layers if is_remote(chosen[name])]
-        numbers = read(
-            [
-                number
-                for name in remote
-                for number in (
-                    contains_sorted(self._block_ids(name, layers[name]), chosen[name]).sum(),
-                    (~records[name].contains(chosen[name])).sum(),
-                )
-            ]
-        )
-        pairs = zip(numbers[::2], numbers[1::2], strict=True)
-        return {name: ChosenPlaces(int(a), int(b)) for name, (a, b) in zip(remote, pairs, strict=True)}
+        self, name: str, layer: SparseLayer, chosen: Tensor, record: EverActive
+    ) -> Asking[ChosenPlaces]:
+        """What the host is to know of the ids chosen for a layer on a GPU; elsewhere nothing."""
+        if not is_remote(chosen):
+            return ChosenPlaces()
+        is_there, was_there = contains_sorted(self._block_ids(name, layer), chosen), record.contains(chosen)
+        regrown, fresh = yield [is_there.sum(), (~was_there).sum()]
+        return ChosenPlaces(int(regrown), int(fresh))
 
     def _block_ids(self, name: str, layer: SparseLayer) -> Tensor:
         """Of the present topology. On a GPU, where launches take longer than memory, made once an update."""
@@ -242,10 +230,18 @@ class Evolver:
             self._ids[name] = layer.topology.block_ids()
         return self._ids[name]
 
-    def _record(self, name: str, layer: SparseLayer, ids: Tensor) -> EverActive:
-        """The ever-active record with the blocks that are there: some may have been loaded since."""
-        record = self._progress.ever_active[name].to(ids.device)
-        return record if self._recorded.get(name) == stamp(layer) else record.including(ids)
+    def _records(self, layers: Mapping[str, SparseLayer]) -> dict[str, EverActive]:
+        """The ever-active records with the blocks that are there: some may have been loaded since."""
+
+        def record(name: str, layer: SparseLayer) -> Asking[EverActive]:
+            before = self._progress.ever_active[name].to(layer.values.device)
+            if self._recorded.get(name) == stamp(layer):
+                return before
+            ids = self._block_ids(name, layer)
+            (fresh,) = yield [(~before.contains(ids)).sum()]
+            return before.including(ids, int(fresh))
+
+        return side_by_side({name: record(name, layer) for name, layer in layers.items()})
 
     def _seed(self) -> int:
         return int(torch.randint(1 << 62, (), generator=self.generator, device=self.generator.device))

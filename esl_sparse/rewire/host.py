@@ -34,6 +34,15 @@ def side_by_side(works: Mapping[str, Asking[Result]]) -> dict[str, Result]:
 
     Elsewhere one comes after the other, so that what they hold is not held at once.
     """
+    try:
+        results = _run(works)
+    finally:
+        for work in works.values():
+            work.close()  # if one has failed, the others let go of what they hold
+    return {name: results[name] for name in works}
+
+
+def _run(works: Mapping[str, Asking[Result]]) -> dict[str, Result]:
     results: dict[str, Result] = {}
     answers: dict[str, list[float]] = {}
     asking = dict(works)
@@ -53,20 +62,28 @@ def side_by_side(works: Mapping[str, Asking[Result]]) -> dict[str, Result]:
         for name, question in questions.items():
             answers[name], found = found[: len(question)], found[len(question) :]
         asking = {name: asking[name] for name in questions}
-    return {name: results[name] for name in works}
+    return results
 
 
 def sent(numbers: Sequence[float] | Tensor, device: torch.device) -> Tensor:
     """Numbers of the host, there. (``torch.tensor(..., device=)`` waits until a GPU has done all before it.)"""
-    here = numbers if isinstance(numbers, Tensor) else torch.tensor(numbers)
-    return here.to(device, non_blocking=True)
+    here = numbers if isinstance(numbers, Tensor) else torch.tensor(numbers, device="cpu")
+    return here.to(
+        device, non_blocking=device.type != "cpu"
+    )  # what comes from a GPU has to be there before it is read
 
 
 def taken(tensor: Tensor, mask: Tensor, count: int) -> Tensor:
     """``tensor[mask]`` of a mask that is known to let ``count`` pass."""
     if not is_remote(mask) or not count:
         return tensor[mask] if count else tensor[:0]
-    return tensor[torch.nonzero_static(mask, size=count).squeeze(1)]
+    return tensor[positions(mask, count)]
+
+
+def positions(mask: Tensor, count: int) -> Tensor:
+    """Of the ``count`` entries that a mask is known to let pass, int64 and ascending."""
+    found = torch.nonzero_static(mask, size=count) if is_remote(mask) else mask.nonzero()
+    return found.squeeze(1)
 
 
 def magnitude(tensor: Tensor) -> Tensor:

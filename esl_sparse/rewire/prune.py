@@ -6,7 +6,7 @@ A rule is ``(blocks: ActiveBlocks, count: int) -> positions``: int64 ``[count]``
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
@@ -45,13 +45,22 @@ class AsksFirst:
     """A prune rule that needs numbers out of its blocks before it chooses: ``rule(blocks, count)`` is a generator.
 
     It yields tensors of one element, is sent their values, and returns the positions. What the layers on a GPU ask is
-    read in one wait; numbers that a rule reads by itself take one wait a layer.
+    read in one wait; numbers that a rule reads by itself take one wait a layer. Draw from ``blocks.generator`` before
+    the first ``yield``: after it layers on a GPU draw in another order than elsewhere.
     """
 
     rule: Callable[[ActiveBlocks, int], Asking[Tensor]]
 
     def __call__(self, blocks: ActiveBlocks, count: int) -> Tensor:
-        return side_by_side({blocks.name: self.rule(blocks, count)})[blocks.name]
+        return side_by_side({blocks.name: self.asking(blocks, count)})[blocks.name]
+
+    def asking(self, blocks: ActiveBlocks, count: int) -> Asking[Tensor]:
+        work = self.rule(blocks, count)
+        if not isinstance(work, Generator):
+            raise TypeError(
+                f"prune: expected the rule in AsksFirst to be a generator, got {type(work).__name__}"
+            )
+        return work
 
 
 PruneRule = Callable[[ActiveBlocks, int], Tensor] | AcrossLayers | OwnCount

@@ -14,7 +14,7 @@ from .blocks import AbsentBlocks, ActiveBlocks, Choice, check_form, checked, ins
 from .ever_active import EverActive
 from .evolver import Evolver, LayerUpdate, check_finite, numbers_of_weights
 from .grow import GROW_RULES, DrawnCount, GradientRule, GrowRule
-from .host import Asking, read, side_by_side, taken
+from .host import Asking, positions, read, side_by_side, taken
 from .journal import Journal
 from .layers import SparseLayer, follows_gradients
 from .prune import PRUNE_RULES, AcrossLayers, AsksFirst, OwnCount, PruneRule
@@ -139,13 +139,13 @@ class Rewirer(Evolver):
         among: dict[str, Tensor | None] = {}
 
         def choose(name: str, layer: SparseLayer) -> Asking[Choice]:
-            blocks, among[name] = self._prunable(name, layer)
+            blocks, among[name] = yield from self._prunable(name, layer)
             count = round(fraction * blocks.count)
             if count == 0:
                 return Choice(blocks.ids.new_empty(0), 0, blocks.count)
             of_blocks = rule.rule if isinstance(rule, OwnCount) else rule
             if isinstance(of_blocks, AsksFirst):
-                found = yield from of_blocks.rule(blocks, count)
+                found = yield from of_blocks.asking(blocks, count)
             else:
                 found = of_blocks(blocks, count)
             choice = Choice(found, None if isinstance(rule, OwnCount) else count, blocks.count)
@@ -157,7 +157,7 @@ class Rewirer(Evolver):
     def _prune_across(
         self, rule: AcrossLayers, layers: dict[str, SparseLayer], fraction: float
     ) -> dict[str, Tensor]:
-        choices = {name: self._prunable(name, layer) for name, layer in layers.items()}
+        choices = side_by_side({name: self._prunable(name, layer) for name, layer in layers.items()})
         every = [blocks for blocks, _ in choices.values()]
         count = sum(round(fraction * blocks.count) for blocks in every)
         found = rule.rule(every, count) if count else [blocks.ids.new_empty(0) for blocks in every]
@@ -173,8 +173,9 @@ class Rewirer(Evolver):
             raise ValueError(f"prune: expected the rule to choose {count} blocks in all, got {got}")
         return _positions(checked("prune", chosen), {name: among for name, (_, among) in choices.items()})
 
-    def _prunable(self, name: str, layer: SparseLayer) -> tuple[ActiveBlocks, Tensor | None]:
+    def _prunable(self, name: str, layer: SparseLayer) -> Asking[tuple[ActiveBlocks, Tensor | None]]:
         """The blocks that are not protected, and their positions (None: all)."""
+        seed = self._seed()
         ids = self._block_ids(name, layer)
         values, valid = inside(layer)
         grad = layer.values.grad
@@ -183,11 +184,13 @@ class Rewirer(Evolver):
         prunable = None
         if recent := self._progress.recent[name]:
             protected = torch.cat(recent).to(ids.device).sort().values
-            prunable = (~contains_sorted(protected, ids)).nonzero().squeeze(1)
+            is_prunable = ~contains_sorted(protected, ids)
+            (number,) = yield [is_prunable.sum()]
+            prunable = positions(is_prunable, int(number))
             ids, values = ids[prunable], values[prunable]
             grad, valid = (None if entries is None else entries[prunable] for entries in (grad, valid))
         layout = layer.topology.layout
-        return ActiveBlocks(name, layout, ids, values, grad, valid, self._seed(), self.generator), prunable
+        return ActiveBlocks(name, layout, ids, values, grad, valid, seed, self.generator), prunable
 
     def _counts(self, layers: dict[str, SparseLayer], pruned: dict[str, Tensor]) -> dict[str, int]:
         """How many blocks each layer grows."""
@@ -242,42 +245,42 @@ class Rewirer(Evolver):
     def _grow(
         self, layers: dict[str, SparseLayer], pruned: dict[str, Tensor], counts: dict[str, int]
     ) -> list[LayerUpdate]:
-        stays, choices, records, notes = {}, {}, {}, {}
+        stays, choices, notes = {}, {}, {}
+        records = self._records(layers)
         sizes = self._gradient_sizes([name for name in layers if counts[name]])
         for name, layer in layers.items():
             stays[name] = torch.ones(layer.topology.nnzb, dtype=torch.bool, device=pruned[name].device)
             stays[name].index_fill_(0, pruned[name], False)
-            choices[name], records[name], notes[name] = self._choose(
-                name, layer, stays[name], pruned[name], counts[name], sizes.get(name, [])
+            choices[name], notes[name] = self._choose(
+                name, layer, stays[name], pruned[name], counts[name], records[name], sizes.get(name, [])
             )
         grown = checked("grow", choices)
-        known = self._known_places(layers, grown, records)
-        return [
-            self._moved(
-                name,
-                layer,
-                stays.pop(name),
-                pruned[name].numel(),
-                grown[name],
-                records.pop(name),
-                known=known.get(name),
-                note=notes[name],
-            )
-            for name, layer in layers.items()
-        ]
+
+        def moved(name: str, layer: SparseLayer) -> Asking[LayerUpdate]:
+            known = yield from self._known_places(name, layer, grown[name], records[name])
+            stay, record, count = stays.pop(name), records.pop(name), pruned[name].numel()
+            return self._moved(name, layer, stay, count, grown[name], record, known=known, note=notes[name])
+
+        return [*side_by_side({name: moved(name, layer) for name, layer in layers.items()}).values()]
 
     def _choose(
-        self, name: str, layer: SparseLayer, stays: Tensor, pruned: Tensor, count: int, sizes: list[float]
-    ) -> tuple[Choice, EverActive, str]:
-        """Ids to grow, the ever-active record as it is before, and what could not be done.
+        self,
+        name: str,
+        layer: SparseLayer,
+        stays: Tensor,
+        pruned: Tensor,
+        count: int,
+        record: EverActive,
+        sizes: list[float],
+    ) -> tuple[Choice, str]:
+        """Ids to grow, and what could not be done.
 
-        ``sizes`` are those of the watch that follows its gradient.
+        ``record`` is what was ever active till now, ``sizes`` are those of the watch that follows the layer's gradient.
         """
         ids, layout = self._block_ids(name, layer), layer.topology.layout
-        record = self._record(name, layer, ids)
         seed = self._seed()
         if count == 0:
-            return Choice(ids.new_empty(0), 0, layout.blocks), record, ""
+            return Choice(ids.new_empty(0), 0, layout.blocks), ""
         rule, candidates, note = self._grow_rule, None, ""
         active, gone = taken(ids, stays, ids.numel() - pruned.numel()), ids[pruned]
         del ids  # with blocks of 1x1 ids are what takes memory
@@ -294,7 +297,7 @@ class Rewirer(Evolver):
         del absent, candidates
         is_active = contains_sorted(active, choice.found).any()
         why = f"the rule chose blocks of {name} that are active"
-        return replace(choice, at_odds=is_active, why=why), record, note
+        return replace(choice, at_odds=is_active, why=why), note
 
     # Gradients of absent places
 

@@ -132,7 +132,7 @@ class Watch:
         layer = self.layer
         topology, layout = layer.topology, layer.topology.layout
         device, nnzb = layer.values.device, topology.nnzb
-        bounds = topology.crow_indices.tolist()
+        bounds = topology.crow_indices.cpu()
         top = TopK(self.rule.followed(self.grow, nnzb, layout.blocks - nnzb), self.seed, device)
         active_score = torch.empty(nnzb, device=device)
         strips = (
@@ -140,7 +140,7 @@ class Watch:
         )
         for first, scores in strips:
             crow = topology.crow_indices[first : first + len(scores) + 1]
-            low, high = bounds[first], bounds[first + len(scores)]
+            low, high = int(bounds[first]), int(bounds[first + len(scores)])
             here = row_indices(crow, high - low).mul_(layout.col_blocks).add_(topology.col_indices[low:high])
             scores = scores.view(-1)
             active_score[low:high] = scores[here]
@@ -188,7 +188,7 @@ class Watch:
 
     def commit(self) -> None:
         """The step counts: its gradients enter the window."""
-        _used_here([self._kept, self._sum, self._raw])
+        _used_here([self._kept, self._sum, self._raw, self._raw_norm])
         if self._kept if self._ranks is None else self._is_called(self._ranks):
             self._new = self._scan(self._kept)
         if self._found is None:

@@ -49,6 +49,25 @@ def test_what_fails_is_not_swallowed(monkeypatch):
         host.side_by_side({"a": work("a", [], 1), "b": fails()})
 
 
+def test_after_a_failure_nothing_is_held(monkeypatch):
+    monkeypatch.setattr(host, "is_remote", lambda tensor: True)
+    waiting = work("a", [], 2)
+
+    def fails():
+        raise ValueError
+        yield
+
+    with pytest.raises(ValueError):
+        host.side_by_side({"a": waiting, "b": fails()})
+    assert waiting.gi_frame is None
+
+
+def test_a_rule_that_does_not_ask():
+    blocks = type("Blocks", (), {"name": "mine"})
+    with pytest.raises(TypeError, match="expected the rule in AsksFirst to be a generator, got Tensor"):
+        AsksFirst(lambda blocks, count: torch.arange(count))(blocks, 3)
+
+
 def test_a_rule_of_ones_own():
     asked = []
 

@@ -94,7 +94,8 @@ def update(prune, grow, layers, readings=None, density=0.2, followers=0, **optio
 
 # Once for all layers: are weights finite; is what goes, is what comes a choice; what of it is new; how many weights
 # blocks at the edge hold. Each of these needs more: which blocks have which sign, in which layer the weakest are, are
-# gradients finite, what is each layer worth, do followers stand as the model does.
+# gradients finite, what is each layer worth, do followers stand as the model does, how many
+# blocks are not protected.
 @pytest.mark.parametrize(
     "prune, grow, expected, options",
     [
@@ -104,6 +105,8 @@ def update(prune, grow, layers, readings=None, density=0.2, followers=0, **optio
         ("magnitude", "gradient", 6, {}),
         ("magnitude", "random", 7, {"redistribute": "magnitude"}),
         ("magnitude", "random", 6, {"followers": 2}),
+        ("magnitude", "random", 6, {"protect": 1}),
+        ("global_magnitude", "random", 7, {"protect": 1}),
     ],
 )
 @pytest.mark.parametrize("density", [0.2, 0.01])  # what was ever active is a bitmap, or ids
@@ -121,6 +124,19 @@ def test_following_gradients_waits_for_the_first_look_only(remote):
     assert report is not None
     assert [i for i, (in_step, _) in enumerate(waits, start=1) if in_step] == [11]
     assert [(i, len(in_update)) for i, (_, in_update) in enumerate(waits, start=1) if in_update] == [(30, 7)]
+
+
+def test_after_loading_it_waits_once_more(remote):
+    waits = []
+    for load in (False, True):
+        model = model_of(3, 0.2)
+        optimizer = torch.optim.SGD(model.parameters(), 0.01)
+        rewirer = esl.Rewirer(model, optimizer, prune="set", grow="random", interval=2, t_end=20)
+        train(rewirer, model, 3, remote)
+        if load:
+            rewirer.load_state_dict(rewirer.state_dict())
+        waits.append(len(train(rewirer, model, 1, remote)[0][0][1]))
+    assert waits == [6, 7]
 
 
 def test_deep_r_waits_four_times(remote):
