@@ -91,12 +91,10 @@ def triton_reason() -> str:
         import triton  # noqa: F401
     except ImportError as e:
         return f"Triton does not load ({e}); `pip install 'esl_sparse[triton]'`"
-    if torch.cuda.is_available() and not torch.version.hip:
-        major, minor = torch.cuda.get_device_capability()
-        if major < 8:
-            return (
-                f"Triton needs compute capability 8.0, this GPU has {major}.{minor}; ask for 'auto' or 'cuda'"
-            )
+    capabilities = [] if torch.version.hip else _native.gpu_capabilities()
+    if capabilities and max(capabilities) < (8, 0):
+        major, minor = max(capabilities)
+        return f"Triton needs compute capability 8.0, this GPU has {major}.{minor}; ask for 'auto' or 'cuda'"
     return ""
 
 

@@ -5,7 +5,9 @@ A launch does not wait, and scratch comes from torch's allocator, so that kernel
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from types import ModuleType
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -35,6 +37,14 @@ def launch(name: str, device: torch.device, *args) -> int | None:
         return run(*args, torch.cuda.current_stream(device).cuda_stream)
 
 
+def sent(numbers: Sequence[Any] | Tensor, device: torch.device, dtype: torch.dtype | None = None) -> Tensor:
+    """Numbers of the host, there. (``torch.tensor(..., device=)`` waits until a GPU has done all before it.)"""
+    here = numbers if isinstance(numbers, Tensor) else torch.tensor(numbers, dtype=dtype, device="cpu")
+    return here.to(
+        device, non_blocking=device.type != "cpu"
+    )  # what comes from a GPU has to be there before it is read
+
+
 def aligned(tensor: Tensor) -> Tensor:
     """Contiguous, at an address that vector loads take; a copy only where it is not so already."""
     tensor = tensor.contiguous()
@@ -42,5 +52,8 @@ def aligned(tensor: Tensor) -> Tensor:
 
 
 def capturing(device: torch.device) -> bool:
-    """Whether the current stream is being captured, so that nothing can be read back."""
-    return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
+    """Whether the device's current stream is being captured, so that nothing can be read back."""
+    if device.type != "cuda":
+        return False
+    with torch.cuda.device(device):
+        return torch.cuda.is_current_stream_capturing()

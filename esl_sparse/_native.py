@@ -6,6 +6,7 @@ import functools
 import importlib
 import os
 import re
+from collections.abc import Sequence
 from types import ModuleType
 from typing import Any
 
@@ -72,15 +73,31 @@ def cuda_reason() -> str:
 
     if torch.version.hip:
         return "they are for NVIDIA GPUs, and this torch is built for ROCm; use blocks that Triton serves"
-    oldest = re.match(r"\d+", info)
-    if oldest and torch.cuda.is_available():
-        major, minor = torch.cuda.get_device_capability()
-        if 10 * major + minor < int(oldest[0]):
-            return (
-                f"they were compiled for compute capabilities {info} and newer, and this GPU has {major}.{minor}; "
-                f"rebuild with ESL_SPARSE_CUDA_ARCHS={major}{minor}"
-            )
+    archs = [int(found) for found in re.findall(r"\d+", info)]
+    capabilities = gpu_capabilities()
+    if archs and capabilities and not any(_serves(archs, *capability) for capability in capabilities):
+        major, minor = capabilities[0]
+        return (
+            f"they were compiled for compute capabilities {info}, and this GPU has {major}.{minor}; "
+            f"rebuild with ESL_SPARSE_CUDA_ARCHS={major}{minor}"
+        )
     return ""
+
+
+def gpu_capabilities() -> list[tuple[int, int]]:
+    """Compute capability of each GPU that this process sees."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return []
+    return [torch.cuda.get_device_capability(i) for i in range(torch.cuda.device_count())]
+
+
+def _serves(archs: Sequence[int], major: int, minor: int) -> bool:
+    """Whether what was compiled for ``archs`` runs: machine code on its own major version, PTX, that of the last one,
+    on all that is newer."""
+    own = any(arch // 10 == major and arch % 10 <= minor for arch in archs)
+    return own or archs[-1] <= 10 * major + minor
 
 
 def build_info() -> dict[str, Any]:

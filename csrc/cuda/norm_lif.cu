@@ -24,7 +24,7 @@ struct Site {
     unit = index / bytes;
     b = static_cast<int>(index % bytes) * kSamples;
     c = static_cast<int>(unit % s.channels);
-    end = (static_cast<int>(s.lanes.groups()) * 64 - b + padded - 1) / padded;
+    end = static_cast<int>((s.lanes.groups() * 64 - b + padded - 1) / padded);
   }
   // Of the first lane, in a panel; the same over 8 in the bytes of words.
   ESL_INLINE int64_t at(int t) const {
@@ -82,7 +82,10 @@ struct Input {
   }
 };
 
-int64_t site_count(const PanelShape& s) { return s.units() * (s.lanes.padded() / kSamples); }
+int64_t site_count(const PanelShape& s) {
+  int32("norm_lif", "lanes", s.lanes.count());
+  return s.units() * (s.lanes.padded() / kSamples);
+}
 
 struct Forward {
   static constexpr int kThreads = cuda::kThreads, kPhases = 1;

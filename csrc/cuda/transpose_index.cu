@@ -30,7 +30,7 @@ struct Sort {
   }
   int32_t* columns() const { return reinterpret_cast<int32_t*>(static_cast<char*>(p.scratch) + own); }
   int32_t* positions() const { return columns() + n; }
-  int64_t bytes() const { return own + 2 * n * static_cast<int64_t>(sizeof(int32_t)); }
+  int64_t bytes() const { return own + int64_t{2} * n * static_cast<int64_t>(sizeof(int32_t)); }
 
 #ifdef __CUDACC__
   cudaError_t sort(void* memory, size_t& bytes, Stream stream) const {

@@ -8,11 +8,12 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from .._cuda import sent
 from ..topology import random_absent_ids
 from .blocks import inside
 from .ever_active import EverActive
 from .evolver import Evolver, LayerUpdate, check_finite
-from .host import Asking, sent, side_by_side, taken
+from .host import Asking, side_by_side, taken
 from .journal import Journal
 from .layers import SparseLayer, stamp
 from .report import RewireReport

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .._cuda import sent
 from ..topology import random_absent_ids
 from .apportion import apportion
 from .blocks import AbsentBlocks, Candidates
-from .host import sent
 from .registry import Registry
 from .sorted_ids import merge_sorted
 

@@ -65,14 +65,6 @@ def _run(works: Mapping[str, Asking[Result]]) -> dict[str, Result]:
     return results
 
 
-def sent(numbers: Sequence[float] | Tensor, device: torch.device) -> Tensor:
-    """Numbers of the host, there. (``torch.tensor(..., device=)`` waits until a GPU has done all before it.)"""
-    here = numbers if isinstance(numbers, Tensor) else torch.tensor(numbers, device="cpu")
-    return here.to(
-        device, non_blocking=device.type != "cpu"
-    )  # what comes from a GPU has to be there before it is read
-
-
 def taken(tensor: Tensor, mask: Tensor, count: int) -> Tensor:
     """``tensor[mask]`` of a mask that is known to let ``count`` pass."""
     if not is_remote(mask) or not count:

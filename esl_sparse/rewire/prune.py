@@ -13,9 +13,10 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
+from .._cuda import sent
 from ..ops.select import smallest
 from .blocks import ActiveBlocks
-from .host import Asking, sent, side_by_side
+from .host import Asking, side_by_side
 from .registry import Registry
 
 

@@ -634,6 +634,9 @@ void run() {
     p.w.cols = int64_t{1} << 31;
     launch_temporal_forward(p, nullptr, nullptr);
   });
+  refuses("norm_lif: expected at most 2147418111 lanes",
+          [] { launch_norm_lif_spread({{1, int64_t{1} << 31}, 1, 1, 1}, nullptr, nullptr, nullptr, nullptr); });
+  ESL_EXPECT(cuda_transpose_index_scratch({}, int64_t{1} << 30) >= int64_t{1} << 33);
   refuses("pack: expected at most 2147418111 lanes",
           [] { launch_pack({{1 << 20, 1 << 20}, 1, 1, 1, 1.f, nullptr, Dtype::f32, nullptr, 1}, nullptr, nullptr); });
   refuses("unpack: expected at most 2147418111 elements of a sample",

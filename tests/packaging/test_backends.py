@@ -130,6 +130,14 @@ def fresh():
         ("80, 90", (12, 0), ""),
         ("native", (7, 5), ""),
         ("75, 80", (7, 5), ""),
+        ("90, 80", (8, 6), ""),
+        ("75, 90", (12, 0), ""),
+        (
+            "75, 90",
+            (8, 6),
+            r"compute capabilities 75, 90, and this GPU has 8\.6; rebuild with ESL_SPARSE_CUDA_ARCHS=86",
+        ),
+        ("86, 90", (8, 0), r"this GPU has 8\.0"),
         ("80, 90", (7, 5), r"this GPU has 7\.5; rebuild with ESL_SPARSE_CUDA_ARCHS=75"),
         ("no: nvcc was not found at build time", (8, 0), r"without CUDA kernels \(nvcc was not found"),
     ],
@@ -138,7 +146,8 @@ def test_who_can_run_cuda_kernels(fresh, monkeypatch, info, capability, why) -> 
     monkeypatch.setattr(_native, "reason", lambda: "")
     monkeypatch.setattr(_native, "build_info", lambda: {"cuda": info})
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
     assert choose("transpose_index", "cuda", F32) == ("reference" if why else "cuda")
     if why:
         with pytest.raises(ValueError, match=why):
@@ -146,6 +155,21 @@ def test_who_can_run_cuda_kernels(fresh, monkeypatch, info, capability, why) -> 
     if capability < (8, 0):
         with pytest.raises(ValueError, match="Triton"):
             choose("linear", "cuda", F32, (16, 16), "triton")
+
+
+def test_one_of_two_gpus_is_enough(fresh, monkeypatch) -> None:
+    """What runs on the other one raises there; kernels are not left out for the sake of a display."""
+    monkeypatch.setattr(_native, "reason", lambda: "")
+    monkeypatch.setattr(_native, "build_info", lambda: {"cuda": "80, 90"})
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    for old in (0, 1):
+        monkeypatch.setattr(
+            torch.cuda, "get_device_capability", lambda i, old=old: (7, 5) if i == old else (9, 0)
+        )
+        _native.cuda_reason.cache_clear()
+        _backends.triton_reason.cache_clear()
+        assert (_native.cuda_reason(), _backends.triton_reason()) == ("", "")
 
 
 def test_no_cuda_kernels_on_rocm(fresh, monkeypatch) -> None:

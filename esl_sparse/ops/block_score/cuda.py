@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..._cuda import DTYPE_CODES, launch
+from ..._cuda import DTYPE_CODES, launch, sent
 from ...packed import Lanes
 
 
@@ -33,8 +33,8 @@ def block_score(
         (a.data_ptr(), g.data_ptr(), one.B, one.total, a.shape[0] if a.dtype == torch.int64 else 0)
         for a, g, one in zip(x, grad, lanes, strict=True)
     ]
-    calls = torch.tensor(table, dtype=torch.int64, device=device)
-    scales = torch.tensor(scale, dtype=torch.float32, device=device)
+    calls = sent(table, device, torch.int64)
+    scales = sent(scale, device, torch.float32)
     most = max(one.total for one in lanes)
     code = DTYPE_CODES[grad[0].dtype]
     pointers = calls.data_ptr(), scales.data_ptr()

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..._cuda import aligned
+from ..._cuda import aligned, sent
 from ...packed import Lanes
 from .._triton import on, products
 
@@ -44,8 +44,8 @@ def block_score(
     if scores.numel():
         with on(device):
             triton_kernels.block_score[grid](
-                torch.tensor(table, dtype=torch.int64, device=device),
-                torch.tensor(scale, dtype=torch.float32, device=device),
+                sent(table, device, torch.int64),
+                sent(scale, device, torch.float32),
                 grad[0],
                 scores,
                 len(table),
