@@ -53,7 +53,8 @@ class Trainer:
     """One run in one folder, where it keeps its checkpoint and its best model.
 
     Everything random comes from the seed: the same configuration gives the same weights, and a run resumed
-    from a checkpoint continues with the same batches to the same bits.
+    from a checkpoint continues with the same batches to the same bits. (On a GPU with narrow dtypes or TF32 that takes
+    ``torch.use_deterministic_algorithms``: else a clock chooses tiles, and tiles the order of sums.)
 
     Of several `processes` each trains on its share of the same batches; the first one writes the files.
     """

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import functools
+import math
 import os
+import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -20,17 +23,26 @@ def _capturing() -> bool:
 def _affordable(configs: list[Config], arguments: dict, **options) -> list[Config]:
     """Products in full float32 use no tensor cores but many registers: only small tiles do not spill.
 
-    Inside a graph capture nothing can be timed: what was not tuned before takes the first configuration.
+    Inside a graph capture nothing can be timed: what was not tuned before takes the first configuration. So does all
+    where torch's deterministic algorithms are asked for: tiles decide the order of sums, and a clock decides the tiles.
     """
-    return configs[:1] if _capturing() or options["PRECISION"] == "ieee" else configs
+    given = [x.dtype for x in arguments.values() if isinstance(x, torch.Tensor)]
+    in_full = options["PRECISION"] == "ieee" and not {torch.float16, torch.bfloat16}.intersection(given)
+    return configs[:1] if in_full or _capturing() or torch.are_deterministic_algorithms_enabled() else configs
 
 
 def _time(call: Callable[[], object], quantiles: Sequence[float]) -> Any:
     """For 25 ms: a network has dozens of shapes, each with three kernels.
 
-    Triton before 3.9 times a single configuration too, and would wait for the GPU while a graph is captured.
+    Triton before 3.9 times a single configuration too, and would wait for the GPU while a graph is captured. Timing
+    takes 256 MB: where these are not left no configuration is better than another, and the first one is taken.
     """
-    return [0.0] * len(quantiles) if _capturing() else do_bench(call, warmup=5, rep=20, quantiles=quantiles)
+    if _capturing():
+        return [0.0] * len(quantiles)
+    try:
+        return do_bench(call, warmup=5, rep=20, quantiles=quantiles)
+    except torch.OutOfMemoryError:
+        return [math.inf] * len(quantiles)
 
 
 def autotune(*configs: Config, key: list[str], zeros: Sequence[str] = ()):
@@ -42,13 +54,41 @@ def autotune(*configs: Config, key: list[str], zeros: Sequence[str] = ()):
     """
     # The interpreter would time every configuration on the CPU.
     interpreted = os.environ.get("TRITON_INTERPRET") == "1"
-    return triton.autotune(
+    decorate = triton.autotune(
         list(configs[: 1 if interpreted else None]),
         key=[*key, "BM", "BN", "PRECISION"],
         prune_configs_by={"early_config_prune": _affordable},
         reset_to_zero=list(zeros),
         do_bench=_time,
     )
+    return lambda kernel: _one_at_a_time(decorate(kernel))
+
+
+_launching = threading.RLock()
+
+
+def _one_at_a_time(tuned):
+    """The autotuner keeps a call's arguments in itself, and backward has a thread for each GPU: calls take turns. What
+    was chosen on one kind of GPU need not fit another, so each kind has its own choices."""
+    run = tuned.run
+    chosen: dict[Any, dict] = {}
+
+    def launch(*args, **kwargs):
+        with _launching:
+            tuned.cache = chosen.setdefault((_capability(), torch.are_deterministic_algorithms_enabled()), {})
+            return run(*args, **kwargs)
+
+    tuned.run = launch
+    return tuned
+
+
+def _capability() -> tuple[int, int] | None:
+    return _capability_of(torch.cuda.current_device()) if torch.cuda.is_available() else None
+
+
+@functools.cache
+def _capability_of(device: int) -> tuple[int, int]:
+    return torch.cuda.get_device_capability(device)
 
 
 @triton.jit

@@ -4,6 +4,8 @@ import itertools
 import os
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import pytest
@@ -71,6 +73,64 @@ def test_nothing_is_timed_while_a_graph_is_captured(monkeypatch):
     assert triton_kernels.forward.do_bench is shared._time
 
 
+def test_nothing_is_timed_where_bits_must_not_depend_on_it():
+    shared = pytest.importorskip("esl_sparse.ops._triton_kernels")
+    configs = triton_kernels.forward.configs
+    torch.use_deterministic_algorithms(True)
+    try:
+        assert shared._affordable(configs, {}, PRECISION="tf32") == configs[:1]
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+def test_full_float32_takes_small_tiles():
+    shared = pytest.importorskip("esl_sparse.ops._triton_kernels")
+    configs = triton_kernels.forward.configs
+    for dtypes, expected in ([torch.float32] * 2, configs[:1]), ([torch.float32, torch.bfloat16], configs):
+        arguments = {str(i): torch.empty(0, dtype=dtype) for i, dtype in enumerate(dtypes)} | {"rows": 3}
+        assert shared._affordable(configs, arguments, PRECISION="ieee") == expected
+
+
+def test_without_memory_to_time_the_first_is_taken(monkeypatch):
+    shared = pytest.importorskip("esl_sparse.ops._triton_kernels")
+
+    def no_memory(*args, **kwargs):
+        raise torch.OutOfMemoryError("no memory")
+
+    monkeypatch.setattr(shared, "do_bench", no_memory)
+    assert shared._time(lambda: None, (0.5, 0.2, 0.8)) == [float("inf")] * 3
+
+
+def test_tuned_kernels_take_turns_and_choose_for_each_kind_of_gpu(monkeypatch):
+    """The autotuner keeps the arguments of a call in itself: two at a time would mix theirs."""
+    shared = pytest.importorskip("esl_sparse.ops._triton_kernels")
+
+    class Tuner:
+        argument = None
+
+        def run(self, argument):
+            assert self.argument is None
+            self.argument = argument
+            time.sleep(0.002)
+            assert self.argument == argument
+            self.argument = None
+            self.cache[argument] = True
+
+    capability = (8, 0)
+    monkeypatch.setattr(shared, "_capability", lambda: capability)
+    tuner = shared._one_at_a_time(Tuner())
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(tuner.run, range(40)))
+    first = tuner.cache
+    assert first.keys() == set(range(40))
+    capability = (9, 0)
+    tuner.run(40)
+    assert tuner.cache.keys() == {40}
+    capability = (8, 0)
+    tuner.run(40)
+    assert tuner.cache is first and len(first) == 41
+
+
 class Build(NamedTuple):
     chip: str
     kernel: str
@@ -111,17 +171,41 @@ def compile_for(build: Build, monkeypatch):
     """What the launch code has compiled, with the arguments and attributes of a real call."""
     tuned = getattr(triton_kernels, build.kernel)
     compiled = capture(monkeypatch, build.chip, tuned, tuned.configs[build.config].all_kwargs())
-    p = Problem(Case(256, 256, build.block, T=2, B=64), build.kind, build.dtype)
-    panels = build.form == "panels"
-    call = Call(256, 256, 2, 64, p.planes, p.scale, panels)
+    launch_kernel(build, Problem(Case(256, 256, build.block, T=2, B=64), build.kind, build.dtype))
+    return compiled[0]
+
+
+def launch_kernel(build: Build, p: Problem):
+    panels, case = build.form == "panels", p.case
+    call = Call(case.rows, case.cols, case.T, case.B, p.planes, p.scale, panels)
     x, values, bias = p.packed().words if p.planes else p.x.detach(), p.values.detach(), p.bias.detach()
     if build.kernel == "forward":
         launch.forward(x, values, bias, p.topology, call, p.x.dtype)
     else:
-        grad = raw.to_panels(p.grad.view(2, 64, 256)) if panels else p.grad
+        grad = raw.to_panels(p.grad.view(case.T, case.B, -1)) if panels else p.grad
         needs = {"grad_input": 1, "grad_values": 2}[build.kernel]
         launch.backward(grad, x, values, p.topology, call, panels, needs)
-    return compiled[0]
+
+
+@pytest.mark.parametrize("kernel", ["forward", "grad_input", "grad_values"])
+@pytest.mark.parametrize("kind, form", [("binary", "panels"), ("binary", "rows"), ("float", "rows")])
+def test_compiles_where_every_size_is_1(kernel, kind, form, monkeypatch):
+    """Triton makes a constant of an argument that is 1, unless told not to; its interpreter never does."""
+    tuned = getattr(triton_kernels, kernel)
+    compiled = capture(monkeypatch, "sm_80", tuned, tuned.configs[0].all_kwargs())
+    build = Build("sm_80", kernel, kind, form, "bfloat16", (16, 16), 0)
+    launch_kernel(build, Problem(Case(1, 1, build.block, T=1, B=1, density=1.0), kind, build.dtype))
+    assert len(compiled) == 1
+
+
+@pytest.mark.parametrize("kind", ["binary", "float"])
+def test_block_score_compiles_where_every_size_is_1(kind, monkeypatch):
+    kernels = pytest.importorskip("esl_sparse.ops.block_score.triton_kernels")
+    p = Problem(Case(1, 1, (16, 16), T=1, B=1, density=1.0), kind, "bfloat16")
+    x = p.packed().words if p.planes else p.x.detach()
+    compiled = capture(monkeypatch, "sm_80", kernels.block_score, kernels.block_score.configs[0].all_kwargs())
+    block_score.block_score([x], [p.grad], [1], [1], [1.0], 1, 1, 1, 1, 0, 1)
+    assert len(compiled) == 1
 
 
 # Bytes of a thread's stack that are a few scalars, not the accumulator.

@@ -57,16 +57,30 @@ def compile_for(chip, kernel, kind, dtype, block, config, monkeypatch):
     """What the launch code has compiled, with the arguments and attributes of a real call."""
     tuned = getattr(triton_kernels, kernel)
     compiled = capture(monkeypatch, chip, tuned, tuned.configs[config].all_kwargs())
-    p = Problem(Case(128, 128, (3, 3), (4, 4), block, padding=(1, 1), B=64), kind, dtype)
+    launch_kernel(kernel, Problem(Case(128, 128, (3, 3), (4, 4), block, padding=(1, 1), B=64), kind, dtype))
+    return compiled[0]
+
+
+def launch_kernel(kernel, p):
+    rows, cols = p.topology.layout.rows, p.topology.layout.cols
     x = p.packed().words if p.planes else p.panels(p.x).to(p.grad.dtype)
     index, lanes = p.topology.index_tensors(), (1, 64)
-    rest = (index, p.geometry, 128, 9 * 128, *lanes, p.planes, p.scale)
+    rest = (index, p.geometry, rows, cols, *lanes, p.planes, p.scale)
     values, bias = p.values.detach(), p.bias.detach()
     if kernel == "forward":
         launch.forward(x, values, bias, *rest, True)
     else:
         launch.backward(p.panels(p.grad).to(p.grad.dtype), x, values, *rest, KERNELS[kernel])
-    return compiled[0]
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("kind", ["binary", "float"])
+def test_compiles_where_every_size_is_1(kernel, kind, monkeypatch):
+    """Triton makes a constant of an argument that is 1, unless told not to; its interpreter never does."""
+    tuned = getattr(triton_kernels, kernel)
+    compiled = capture(monkeypatch, "sm_80", tuned, tuned.configs[0].all_kwargs())
+    launch_kernel(kernel, Problem(Case(1, 1, (1, 1), (1, 1), (16, 16), B=1, density=1.0), kind, "bfloat16"))
+    assert len(compiled) == 1
 
 
 @pytest.mark.parametrize(

@@ -20,8 +20,9 @@ from .._triton_kernels import autotune, levels
 # UNITS: units of a tile. DEPTH: channels multiplied at once. CHANNELS: channels of a tile of grad_values.
 _KEY = ["out_per_group", "in_per_group", "H", "W", "PLANES"]
 
-# A last, smaller batch does not compile again; nor does another size of the same map.
-_jit = triton.jit(do_not_specialize=["units", "T", "B", "padded", "H", "W", "Ho", "Wo"])
+# A last, smaller batch does not compile again; nor does another size of the same map. A 1 would come as a constant,
+# which has no dtype.
+_jit = triton.jit(do_not_specialize=["units", "nnzb", "T", "B", "padded", "H", "W", "Ho", "Wo"])
 
 
 @triton.jit

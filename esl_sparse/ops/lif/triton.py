@@ -1,6 +1,6 @@
 """Launches the Triton kernels of lif (``triton_kernels.py``, imported at the first launch).
 
-The tile of a program is fixed: nothing is tuned, so that any call can be captured.
+The tile of a program is fixed: nothing is tuned. A call can be captured once one like it has loaded the kernel.
 """
 
 from __future__ import annotations

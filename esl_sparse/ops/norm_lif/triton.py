@@ -1,7 +1,7 @@
 """Launches the Triton kernels of norm_lif (``triton_kernels.py``, imported at the first launch).
 
-The tile of a program is fixed: nothing is tuned, so that any call can be captured. Panels may be narrow; vectors, tau
-and what is computed are float32.
+The tile of a program is fixed: nothing is tuned. A call can be captured once one like it has loaded the kernel. Panels
+may be narrow; vectors, tau and what is computed are float32.
 """
 
 from __future__ import annotations
