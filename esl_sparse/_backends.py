@@ -38,7 +38,7 @@ _HOST = {
     "pack": "waits to learn whether the input holds what was promised",
     "temporal": "waits to learn whether every z is a time",
     "select": "waits to learn whether a score is NaN, and of a stream of scores how many pass",
-    "rewire": "waits 4 to 8 times for all layers together, to learn whether all is in order and for numbers of blocks "
+    "rewire": "waits 4 to 10 times for all layers together, to learn whether all is in order and for numbers of blocks "
     "(more by layer where neurons share growth, or what never was active comes first); seeds come from a CPU generator",
 }
 _DTYPES = {
