@@ -65,16 +65,22 @@ class SingleSpikeLoss(nn.Module):
         return loss
 
 
+def build_model(config: TrainConfig, dataset: Dataset) -> nn.Module:
+    """The network alone, as ``build`` makes it; errors likewise."""
+    torch.manual_seed(config.seed)
+    generator = torch.Generator().manual_seed(config.seed)
+    make: Any = {"mlp": _perceptron, "single-spike": _single_spike}.get(config.model, _convolutional)
+    model: nn.Module = make(config, dataset, generator)
+    return model
+
+
 def build(config: TrainConfig, dataset: Dataset, total_steps: int, processes: Processes = ALONE) -> Parts:
     """Seeds torch's global generator: the parts depend on the configuration alone.
 
     Raises:
         ValueError: the model cannot take the data set's samples.
     """
-    torch.manual_seed(config.seed)
-    generator = torch.Generator().manual_seed(config.seed)
-    make: Any = {"mlp": _perceptron, "single-spike": _single_spike}.get(config.model, _convolutional)
-    model = make(config, dataset, generator).to(processes.device)
+    model = build_model(config, dataset).to(processes.device)
     network = processes.wrap(model)
     optimizer = _optimizer(config, model)
     if config.schedule == "cosine":

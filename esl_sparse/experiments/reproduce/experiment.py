@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from ...checkpoint import load_checkpoint, restore
 from ...data import Dataset, load
 from ...energy import EnergyReport, energy_report, measure_rates
-from ..build import build
+from ..build import build_model
 from ..config import TrainConfig
 from ..protocol import Interval, finished_run, paired
 from ..records import TrainResult
@@ -86,7 +86,7 @@ class Outcome:
     @cached_property
     def energy(self) -> EnergyReport:
         """Of the first seed's model, the one that was tested, by the spikes that it makes."""
-        model = build(self.row.config, self.dataset, 1).model
+        model = build_model(self.row.config, self.dataset)
         restore({"model": model}, load_checkpoint(self.folders[0] / BEST))
         model.eval()
         with measure_rates(model) as rates, torch.no_grad():
