@@ -83,7 +83,7 @@ def _one_at_a_time(tuned):
 
 
 def _capability() -> tuple[int, int] | None:
-    return _capability_of(torch.cuda.current_device()) if torch.cuda.is_available() else None
+    return _capability_of(torch.cuda.current_device()) if torch.cuda.is_initialized() else None
 
 
 @functools.cache
