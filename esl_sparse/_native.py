@@ -73,7 +73,11 @@ def cuda_reason() -> str:
 
     if torch.version.hip:
         return "they are for NVIDIA GPUs, and this torch is built for ROCm; use blocks that Triton serves"
-    archs = [int(found) for found in re.findall(r"\d+", info)]
+    archs = (
+        [(int(number), suffix) for number, suffix in re.findall(r"(\d+)([a-z]?)", info)]
+        if info[0].isdigit()
+        else []
+    )
     capabilities = gpu_capabilities()
     if archs and capabilities and not any(_serves(archs, *capability) for capability in capabilities):
         major, minor = capabilities[0]
@@ -93,11 +97,15 @@ def gpu_capabilities() -> list[tuple[int, int]]:
     return [torch.cuda.get_device_capability(i) for i in range(torch.cuda.device_count())]
 
 
-def _serves(archs: Sequence[int], major: int, minor: int) -> bool:
+def _serves(archs: Sequence[tuple[int, str]], major: int, minor: int) -> bool:
     """Whether what was compiled for ``archs`` runs: machine code on its own major version, PTX, that of the last one,
-    on all that is newer."""
-    own = any(arch // 10 == major and arch % 10 <= minor for arch in archs)
-    return own or archs[-1] <= 10 * major + minor
+    on all that is newer; what is for one chip (90a) or its family (100f) not beyond."""
+    here = 10 * major + minor
+    own = any(
+        arch // 10 == major and arch <= here and (suffix != "a" or arch == here) for arch, suffix in archs
+    )
+    newest, suffix = archs[-1]
+    return own or (not suffix and newest <= here)
 
 
 def build_info() -> dict[str, Any]:

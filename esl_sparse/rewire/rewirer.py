@@ -136,10 +136,10 @@ class Rewirer(Evolver):
         rule = self._prune_rule
         if isinstance(rule, AcrossLayers):
             return self._prune_across(rule, layers, fraction)
-        among: dict[str, Tensor | None] = {}
+        among = self._unprotected(layers)
 
         def choose(name: str, layer: SparseLayer) -> Asking[Choice]:
-            blocks, among[name] = yield from self._prunable(name, layer)
+            blocks = self._prunable(name, layer, among[name])
             count = round(fraction * blocks.count)
             if count == 0:
                 return Choice(blocks.ids.new_empty(0), 0, blocks.count)
@@ -157,8 +157,8 @@ class Rewirer(Evolver):
     def _prune_across(
         self, rule: AcrossLayers, layers: dict[str, SparseLayer], fraction: float
     ) -> dict[str, Tensor]:
-        choices = side_by_side({name: self._prunable(name, layer) for name, layer in layers.items()})
-        every = [blocks for blocks, _ in choices.values()]
+        among = self._unprotected(layers)
+        every = [self._prunable(name, layer, among[name]) for name, layer in layers.items()]
         count = sum(round(fraction * blocks.count) for blocks in every)
         found = rule.rule(every, count) if count else [blocks.ids.new_empty(0) for blocks in every]
         if (got := len(found)) != len(every):
@@ -167,30 +167,38 @@ class Rewirer(Evolver):
             )
         chosen = {
             name: check_form("prune", name, Choice(positions, None, blocks.count))
-            for (name, (blocks, _)), positions in zip(choices.items(), found, strict=True)
+            for name, blocks, positions in zip(layers, every, found, strict=True)
         }
         if (got := sum(choice.found.numel() for choice in chosen.values())) != count:
             raise ValueError(f"prune: expected the rule to choose {count} blocks in all, got {got}")
-        return _positions(checked("prune", chosen), {name: among for name, (_, among) in choices.items()})
+        return _positions(checked("prune", chosen), among)
 
-    def _prunable(self, name: str, layer: SparseLayer) -> Asking[tuple[ActiveBlocks, Tensor | None]]:
-        """The blocks that are not protected, and their positions (None: all)."""
-        seed = self._seed()
+    def _unprotected(self, layers: Mapping[str, SparseLayer]) -> dict[str, Tensor | None]:
+        """By layer: positions of the blocks that are not protected, None: all."""
+
+        def unprotected(name: str, layer: SparseLayer) -> Asking[Tensor | None]:
+            if not (recent := self._progress.recent[name]):
+                return None
+            ids = self._block_ids(name, layer)
+            mask = ~contains_sorted(torch.cat(recent).to(ids.device).sort().values, ids)
+            (number,) = yield [mask.sum()]
+            return positions(mask, int(number))
+
+        return side_by_side({name: unprotected(name, layer) for name, layer in layers.items()})
+
+    def _prunable(self, name: str, layer: SparseLayer, among: Tensor | None) -> ActiveBlocks:
+        """The blocks at these positions, None: all."""
         ids = self._block_ids(name, layer)
         values, valid = inside(layer)
         grad = layer.values.grad
         if grad is not None and valid is not None:
             grad = grad.masked_fill(~valid, 0)
-        prunable = None
-        if recent := self._progress.recent[name]:
-            protected = torch.cat(recent).to(ids.device).sort().values
-            is_prunable = ~contains_sorted(protected, ids)
-            (number,) = yield [is_prunable.sum()]
-            prunable = positions(is_prunable, int(number))
-            ids, values = ids[prunable], values[prunable]
-            grad, valid = (None if entries is None else entries[prunable] for entries in (grad, valid))
-        layout = layer.topology.layout
-        return ActiveBlocks(name, layout, ids, values, grad, valid, seed, self.generator), prunable
+        if among is not None:
+            ids, values = ids[among], values[among]
+            grad, valid = (None if entries is None else entries[among] for entries in (grad, valid))
+        return ActiveBlocks(
+            name, layer.topology.layout, ids, values, grad, valid, self._seed(), self.generator
+        )
 
     def _counts(self, layers: dict[str, SparseLayer], pruned: dict[str, Tensor]) -> dict[str, int]:
         """How many blocks each layer grows."""

@@ -138,6 +138,8 @@ def fresh():
             r"compute capabilities 75, 90, and this GPU has 8\.6; rebuild with ESL_SPARSE_CUDA_ARCHS=86",
         ),
         ("86, 90", (8, 0), r"this GPU has 8\.0"),
+        ("90a", (9, 0), ""),
+        ("90a", (10, 0), r"compute capabilities 90a, and this GPU has 10\.0"),
         ("80, 90", (7, 5), r"this GPU has 7\.5; rebuild with ESL_SPARSE_CUDA_ARCHS=75"),
         ("no: nvcc was not found at build time", (8, 0), r"without CUDA kernels \(nvcc was not found"),
     ],
