@@ -40,9 +40,8 @@ def launch(name: str, device: torch.device, *args) -> int | None:
 def sent(numbers: Sequence[Any] | Tensor, device: torch.device, dtype: torch.dtype | None = None) -> Tensor:
     """Numbers of the host, there. (``torch.tensor(..., device=)`` waits until a GPU has done all before it.)"""
     here = numbers if isinstance(numbers, Tensor) else torch.tensor(numbers, dtype=dtype, device="cpu")
-    return here.to(
-        device, non_blocking=device.type != "cpu"
-    )  # what comes from a GPU has to be there before it is read
+    # What a GPU's generator made for the CPU has to be there before it is read.
+    return here.to(device, non_blocking=device.type != "cpu")
 
 
 def aligned(tensor: Tensor) -> Tensor:

@@ -73,11 +73,9 @@ def cuda_reason() -> str:
 
     if torch.version.hip:
         return "they are for NVIDIA GPUs, and this torch is built for ROCm; use blocks that Triton serves"
-    archs = (
-        [(int(number), suffix) for number, suffix in re.findall(r"(\d+)([a-z]?)", info)]
-        if info[0].isdigit()
-        else []
-    )
+    archs = [
+        (int(number), suffix) for number, suffix in re.findall(r"(\d+)([a-z]?)", info)
+    ]  # of "native", none
     capabilities = gpu_capabilities()
     if archs and capabilities and not any(_serves(archs, *capability) for capability in capabilities):
         major, minor = capabilities[0]

@@ -105,9 +105,8 @@ class DeepR(Evolver):
         if self.temperature:
             device = self.generator.device
             noise = torch.randn(values.shape, generator=self.generator, device=device, dtype=torch.float32)
-            moved.add_(
-                sent(noise, values.device).to(values.dtype), alpha=math.sqrt(2 * eta * self.temperature)
-            )
+            noise = sent(noise, values.device).to(values.dtype)
+            moved.add_(noise, alpha=math.sqrt(2 * eta * self.temperature))
         journal.write_(values, moved)
 
     def _replace(self, name: str, layer: SparseLayer, record: EverActive) -> Asking[LayerUpdate]:
@@ -120,7 +119,7 @@ class DeepR(Evolver):
         del active
         more = [(signs, sent(self._random_signs(count), signs.device))]
         known = yield from self._known_places(name, layer, chosen, record)
-        return self._moved(name, layer, stays, count, chosen, record, more=more, renew=True, known=known)
+        return self._moved(name, layer, stays, count, chosen, record, known, more=more, renew=True)
 
     def _signs_of(self, layer: SparseLayer) -> Tensor:
         """int8 ``[nnzb]``, -1 or 1: that of each block's sum; zero blocks get a random one."""

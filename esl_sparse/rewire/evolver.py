@@ -55,7 +55,7 @@ class LayerUpdate:
 
 @dataclass(frozen=True)
 class ChosenPlaces:
-    """What the host knows of a layer's chosen places; what is None it learns when it needs it.
+    """What the host knows of a layer's chosen places: on a GPU, where it asked for all layers together; elsewhere None.
 
     Attributes:
         regrown: those that hold a block before the update. fresh: those that never held one.
@@ -192,17 +192,16 @@ class Evolver:
         pruned: int,
         chosen: Tensor,
         record: EverActive,
+        known: ChosenPlaces,
         *,
         more: Iterable[tuple[Tensor, Tensor | float]] = (),
         renew: bool = False,
-        known: ChosenPlaces | None = None,
         note: str = "",
     ) -> LayerUpdate:
         """The update that leaves the blocks that stay, all but ``pruned``, and adds the chosen ids.
 
         ``record`` is the ever-active one before. ``more`` goes with the blocks.
         """
-        known = known or ChosenPlaces()
         record = record.including(chosen, known.fresh)
         ids = self._ids.pop(name, None)
         staying = stays.numel() - pruned

@@ -166,8 +166,8 @@ class Rewirer(Evolver):
                 f"prune: expected the rule to return positions of {len(every)} layers, got {got}"
             )
         chosen = {
-            name: check_form("prune", name, Choice(positions, None, blocks.count))
-            for name, blocks, positions in zip(layers, every, found, strict=True)
+            name: check_form("prune", name, Choice(chosen_there, None, blocks.count))
+            for name, blocks, chosen_there in zip(layers, every, found, strict=True)
         }
         if (got := sum(choice.found.numel() for choice in chosen.values())) != count:
             raise ValueError(f"prune: expected the rule to choose {count} blocks in all, got {got}")
@@ -267,7 +267,7 @@ class Rewirer(Evolver):
         def moved(name: str, layer: SparseLayer) -> Asking[LayerUpdate]:
             known = yield from self._known_places(name, layer, grown[name], records[name])
             stay, record, count = stays.pop(name), records.pop(name), pruned[name].numel()
-            return self._moved(name, layer, stay, count, grown[name], record, known=known, note=notes[name])
+            return self._moved(name, layer, stay, count, grown[name], record, known, note=notes[name])
 
         return [*side_by_side({name: moved(name, layer) for name, layer in layers.items()}).values()]
 

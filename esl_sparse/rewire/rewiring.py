@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ..topology import BlockTopology
-from .host import is_remote, taken
+from .host import taken
 from .sorted_ids import merge_sorted
 
 
@@ -42,13 +42,14 @@ class Rewiring:
             stays: which of its blocks stay, bool ``[nnzb]``. staying: how many.
             chosen: ids to add, sorted, of absent places or of blocks that do not stay. These keep what they
                 hold, or, with ``renew``, are as new as the others.
-            regrown: how many of the chosen are such blocks; unless it is given, the host waits for a GPU.
+            regrown: how many of the chosen are such blocks. Known on a GPU, where to count them later would be to wait;
+                None elsewhere.
         """
         ids = topology.block_ids() if ids is None else ids
-        if is_remote(chosen):
-            new_ids, source, grown = _move_without_waiting(ids, stays, staying, chosen, renew, regrown)
-        else:
+        if regrown is None:
             new_ids, source, grown = _move(ids, stays, chosen, renew)
+        else:
+            new_ids, source, grown = _move_without_waiting(ids, stays, staying, chosen, renew, regrown)
         del ids
         return cls(BlockTopology.from_block_ids(new_ids, topology.layout, check=False), source, grown)
 
@@ -87,7 +88,7 @@ def _move(ids: Tensor, stays: Tensor, chosen: Tensor, renew: bool) -> tuple[Tens
 
 
 def _move_without_waiting(
-    ids: Tensor, stays: Tensor, staying: int, chosen: Tensor, renew: bool, regrown: int | None
+    ids: Tensor, stays: Tensor, staying: int, chosen: Tensor, renew: bool, regrown: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     """As ``_move``, where a mask is dear: on a GPU each use of one waits to learn how many it lets pass.
 
@@ -107,6 +108,4 @@ def _move_without_waiting(
         return new_ids, source[:size], places
     was_there = ids[at.clamp(max=n - 1)] == chosen
     source.scatter_(0, places, torch.where(was_there, at, 0).int())
-    if regrown is None:
-        return new_ids, source[:size], places[~was_there]
     return new_ids, source[:size], taken(places, ~was_there, m - regrown)
